@@ -1,0 +1,40 @@
+# Two commands do everything: `make build` and `make test`. Both set up .venv first.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.installed
+MODEL ?= edge_sam
+TARGET ?= onnx
+PHOTOGRAPH := edgesam_deploy/photographs/coffee.jpg
+
+.PHONY: build test test-all lint format bench clean
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $(READY)
+
+build: $(READY) ## build the default model, prove it, and try it on a photograph
+	$(BIN)/edgesam-deploy build $(MODEL) --target $(TARGET) --out out/$(MODEL)/$(TARGET) --overwrite
+	$(BIN)/edgesam-deploy verify out/$(MODEL)/$(TARGET)
+	$(BIN)/edgesam-deploy run out/$(MODEL)/$(TARGET) $(PHOTOGRAPH) --point 300,190 --out out/$(MODEL)/coffee
+
+test: $(READY) ## the tests that decide: under 10 minutes on 2 cores, no network
+	$(BIN)/python -m pytest -q
+
+test-all: $(READY) ## also the slow ones
+	$(BIN)/python -m pytest -q -m ''
+
+lint: $(READY) ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY) ## against the reference scripts' export, interleaved; writes benchmarks/results
+	$(BIN)/python benchmarks/latency_vs_reference.py
+
+clean:
+	rm -rf .venv out .mypy_cache .ruff_cache .pytest_cache

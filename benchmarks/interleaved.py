@@ -1,0 +1,235 @@
+"""How this project measures latency: several ONNX Runtime sessions taking turns in one process.
+
+A shared machine drifts by more than most rewrites gain, so absolute times from separate runs do not compare. Here every
+round runs each session on the same inputs, in an order drawn anew, and yields one ratio to the baseline per session;
+the median of the ratios is the result. The baseline is loaded twice: the second copy's ratio (A/A) should be 1, and
+where its median leaves 1 +- 0.05 the machine was too busy and the comparison has no verdict. CPU time stands beside
+wall time, since it suffers less from other processes.
+
+    baseline ── ours ── A/A        round 1 -> ratios
+    ours ── A/A ── baseline        round 2 -> ratios        median and quartiles over the rounds
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import random
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+AGAIN = "baseline again (A/A)"
+AGAIN_TOLERANCE = 0.05
+SETTLE_SECONDS = 0.005  # idle threads of the session before spin for about 1 ms: let them go to sleep first
+Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A file to measure. ``disabled_optimizers`` are graph optimisers of ONNX Runtime by name; default options else."""
+
+    name: str
+    path: Path
+    disabled_optimizers: tuple[str, ...] = ()
+
+    def session(self, threads: int) -> onnxruntime.InferenceSession:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        return onnxruntime.InferenceSession(
+            str(self.path),
+            options,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=list(self.disabled_optimizers),
+        )
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Median over rounds of (candidate's time / baseline's time of the same round), and the quartiles."""
+
+    median: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.median:.3f} ({self.low:.3f}-{self.high:.3f})"
+
+    @classmethod
+    def of(cls, candidate: Sequence[float], baseline: Sequence[float]) -> Ratio:
+        low, median, high = np.quantile(np.divide(candidate, baseline), [0.25, 0.5, 0.75])
+        return cls(float(median), float(low), float(high))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One session: median milliseconds of a call, and the ratios to the baseline, by wall clock and by CPU time."""
+
+    name: str
+    wall_ms: float
+    cpu_ms: float
+    wall: Ratio
+    cpu: Ratio
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What one interleaved run found. ``rows`` start with the baseline and its second copy."""
+
+    subject: str
+    threads: int
+    rounds: int
+    calls: int
+    rows: tuple[Row, ...]
+    load_before: float
+    load_after: float
+
+    def __getitem__(self, name: str) -> Row:
+        return next(row for row in self.rows if row.name == name)
+
+    @property
+    def trusted(self) -> bool:
+        """Whether the baseline's second copy took as long as the first, by wall clock."""
+        return abs(self[AGAIN].wall.median - 1) <= AGAIN_TOLERANCE
+
+    @property
+    def cpu_trusted(self) -> bool:
+        """The same by CPU time."""
+        return abs(self[AGAIN].cpu.median - 1) <= AGAIN_TOLERANCE
+
+    def verdict(self, name: str, goal: float) -> str:
+        """``reached`` where the median wall ratio of ``name`` is at most ``goal``, ``missed``, or ``no verdict``."""
+        if not self.trusted:
+            return "no verdict"
+        return "reached" if self[name].wall.median <= goal else "missed"
+
+    def markdown(self) -> str:
+        """The rows as a table under a line with the circumstances."""
+        lines = [
+            f"**{self.subject}**, {self.threads} thread(s), {self.rounds} rounds of {self.calls} call(s), "
+            f"load average {self.load_before:.1f} before and {self.load_after:.1f} after"
+            + ("" if self.trusted else f"; **no verdict**: A/A leaves 1 +- {AGAIN_TOLERANCE}"),
+            "",
+            "| file | wall ms | wall ratio (quartiles) | CPU ms | CPU ratio (quartiles) |",
+            "|---|---|---|---|---|",
+            *(f"| {r.name} | {r.wall_ms:.1f} | {r.wall} | {r.cpu_ms:.1f} | {r.cpu} |" for r in self.rows),
+        ]
+        return "\n".join(lines) + "\n"
+
+
+def compare(
+    subject: str,
+    baseline: Candidate,
+    candidates: Sequence[Candidate],
+    inputs: Arrays,
+    *,
+    threads: int = 2,
+    rounds: int = 15,
+    warmup: int = 3,
+    calls: int = 1,
+    seed: int = 0,
+) -> Comparison:
+    """Measure ``candidates`` against ``baseline`` on the same ``inputs`` (by name; each file takes those it has).
+
+    A round times ``calls`` calls of each session in shuffled order. Raises ValueError for fewer than one round, and
+    for two candidates of one name.
+    """
+    if rounds < 1 or calls < 1:
+        raise ValueError(f"rounds {rounds} and calls {calls} must be at least 1")
+    files = [baseline, Candidate(AGAIN, baseline.path, baseline.disabled_optimizers), *candidates]
+    names = [file.name for file in files]
+    if len(set(names)) != len(names):
+        raise ValueError(f"candidates need names of their own: {names}")
+    sessions = {file.name: file.session(threads) for file in files}
+    feeds = {name: {i.name: inputs[i.name] for i in session.get_inputs()} for name, session in sessions.items()}
+    for name, session in sessions.items():
+        for _ in range(warmup):
+            session.run(None, feeds[name])
+    load_before = os.getloadavg()[0]
+    wall, cpu = _rounds(sessions, feeds, rounds, calls, random.Random(seed))
+    rows = tuple(
+        Row(
+            name,
+            float(np.median(wall[name])),
+            float(np.median(cpu[name])),
+            Ratio.of(wall[name], wall[baseline.name]),
+            Ratio.of(cpu[name], cpu[baseline.name]),
+        )
+        for name in names
+    )
+    return Comparison(subject, threads, rounds, calls, rows, load_before, os.getloadavg()[0])
+
+
+def _rounds(
+    sessions: Mapping[str, onnxruntime.InferenceSession],
+    feeds: Mapping[str, Arrays],
+    rounds: int,
+    calls: int,
+    order: random.Random,
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Milliseconds per call by session and round, wall clock and CPU time of the whole process."""
+    wall: dict[str, list[float]] = {name: [] for name in sessions}
+    cpu: dict[str, list[float]] = {name: [] for name in sessions}
+    for _ in range(rounds):
+        for name in order.sample(list(sessions), len(sessions)):
+            time.sleep(SETTLE_SECONDS)
+            wall_start, cpu_start = time.perf_counter(), time.process_time()
+            for _ in range(calls):
+                sessions[name].run(None, feeds[name])
+            cpu[name].append((time.process_time() - cpu_start) * 1e3 / calls)
+            wall[name].append((time.perf_counter() - wall_start) * 1e3 / calls)
+    return wall, cpu
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and with what a figure was measured; nothing that names the computer or its user."""
+
+    cpu: str
+    cores: int
+    date: str
+    system: str
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def here(cls, packages: Sequence[str] = ("onnxruntime", "onnx", "torch", "numpy")) -> Machine:
+        return cls(
+            cpu=_cpu_model(),
+            cores=os.cpu_count() or 1,
+            date=datetime.now(UTC).date().isoformat(),
+            system=f"{platform.system()} {platform.machine()}",
+            versions={"python": platform.python_version(), **{p: version(p) for p in packages}},
+        )
+
+    def __str__(self) -> str:
+        versions = ", ".join(f"{name} {number}" for name, number in self.versions.items())
+        return f"{self.cpu}, {self.cores} core(s), {self.system}, {self.date}; {versions}"
+
+
+def _cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
+
+
+def write_json(path: Path, machine: Machine, comparisons: Sequence[Comparison], **more: Any) -> None:
+    """Write the figures, the machine and whatever else belongs to them as JSON."""
+    data = {"machine": asdict(machine), **more, "comparisons": [describe(c) for c in comparisons]}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(data, indent=2) + "\n")
+
+
+def describe(comparison: Comparison) -> dict[str, Any]:
+    """A comparison as JSON-ready data, with what the A/A row says about it."""
+    return {**asdict(comparison), "trusted": comparison.trusted, "cpu_trusted": comparison.cpu_trusted}

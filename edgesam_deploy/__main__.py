@@ -1,0 +1,5 @@
+"""``python -m edgesam_deploy``."""
+
+from edgesam_deploy.cli import main
+
+main()

@@ -1,0 +1,110 @@
+"""Latency of a bundle on this machine: per part and end to end. Needs no PyTorch."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgesam_deploy import __version__
+from edgesam_deploy.parity import seeded_scene
+from edgesam_deploy.runtime import BundlePredictor, open_predictor
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds of one stage. ``first`` is the first call after loading, the rest are the warm calls."""
+
+    stage: str
+    runs: int
+    first: float
+    mean: float
+    min: float
+    p50: float
+    p90: float
+    p99: float
+    std: float
+
+
+def measure_latency(
+    path: str | Path,
+    *,
+    warmup: int = 3,
+    runs: int = 20,
+    threads: int = 0,
+    provider: str = "cpu",
+    progress: Progress = lambda _: None,
+) -> dict[str, Any]:
+    """Stages: load, preprocess, encoder, decoder (one prompt), upscale, and set_image + predict end to end.
+
+    Returns the content of bench.json. Figures of one noisy machine: compare bundles by interleaving them in one run.
+    """
+    start = time.perf_counter()
+    predictor = open_predictor(path, provider, threads)
+    load = 1e3 * (time.perf_counter() - start)
+    scene = seeded_scene(1)
+    predictor.set_image(scene)
+    rows = []
+    for stage, call in _stages(predictor, scene).items():
+        progress(stage)
+        rows.append(_timed(stage, call, warmup, runs))
+    return {
+        "schema": 1,
+        "load_ms": load,
+        "stages": [asdict(row) for row in rows],
+        "threads": threads or os.cpu_count(),
+        "executed": predictor.executed,
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
+        "date": time.strftime("%Y-%m-%d"),
+        "edgesam_deploy": __version__,
+    }
+
+
+def _stages(predictor: BundlePredictor, scene: Any) -> dict[str, Callable[[], object]]:
+    height, width = scene.shape[:2]
+    stages: dict[str, Callable[[], object]] = {
+        "preprocess": lambda: predictor.preprocess(scene),
+        "preprocess + encoder": lambda: predictor.encode(scene),
+    }
+    if not predictor.has_decoder:
+        return stages
+    point, label = [[width / 2, height / 2]], [1]
+    prompts, _ = predictor.prepared([point], [label])
+    logits, _ = predictor.decode(prompts, None)
+
+    def end_to_end() -> None:
+        predictor.set_image(scene)
+        predictor.predict(point, label)
+
+    return {
+        **stages,
+        "decoder": lambda: predictor.decode(prompts, None),
+        "upscale 3 masks": lambda: predictor.upscale(logits[:, 1:]),
+        "click to masks": lambda: predictor.predict(point, label),
+        "end to end": end_to_end,
+    }
+
+
+def _timed(stage: str, call: Callable[[], object], warmup: int, runs: int) -> Latency:
+    first = _milliseconds(call)
+    for _ in range(warmup):
+        call()
+    times = [_milliseconds(call) for _ in range(runs)]
+    p50, p90, p99 = (float(np.percentile(times, q)) for q in (50, 90, 99))
+    spread = statistics.stdev(times) if runs > 1 else 0.0
+    return Latency(stage, runs, first, statistics.mean(times), min(times), p50, p90, p99, spread)
+
+
+def _milliseconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return 1e3 * (time.perf_counter() - start)

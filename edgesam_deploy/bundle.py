@@ -1,0 +1,223 @@
+"""A bundle: the folder a build leaves behind, written whole or not at all, and checkable ever after.
+
+    encoder.<ext>  decoder.<ext>    the artifact                 manifest.json  what it is, hashes of everything above
+    ops.json  README.md             what runs, the model card    timings.json parity.json bench.json report.html
+                                                                 later or varying, so neither hashed nor compared
+
+A build writes into a hidden folder beside the target and renames it at the end. The manifest is written last and hashes
+every file and itself, so a folder that was cut short does not verify.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgesam_deploy.errors import BundleError, OutputError
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+UNHASHED = {"timings.json", "parity.json", "bench.json", "report.html"}
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A finished bundle on disk. ``manifest`` is its manifest.json."""
+
+    path: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def target(self) -> str:
+        return str(self.manifest["target"])
+
+    def part(self, name: str) -> Path | None:
+        """The file of a part (``image_encoder``, ``mask_decoder``), or None where the bundle has none."""
+        file = self.manifest["parts"].get(name, {}).get("file")
+        return None if file is None else self.path / file
+
+    def read_json(self, name: str) -> Any:
+        """A JSON file of the bundle, or None where it has not been written."""
+        path = self.path / name
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write one of the unhashed files, atomically. Raises OutputError where the disk refuses."""
+        assert name in UNHASHED
+        partial = self.path / f".{name}.{secrets.token_hex(4)}"
+        try:
+            partial.write_text(dump_json(value))
+            partial.replace(self.path / name)
+        except OSError as e:
+            partial.unlink(missing_ok=True)
+            raise OutputError(f"cannot write {self.path / name}: {e.strerror}") from e
+
+
+def dump_json(value: Any) -> str:
+    """JSON with sorted keys and a final newline: the same bytes for the same value."""
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def sha256_of(path: Path) -> str:
+    """Hex SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def open_bundle(path: str | Path) -> Bundle:
+    """Read a bundle's manifest. Raises BundleError for a folder that is none, or of a newer schema."""
+    folder = Path(path)
+    file = folder / MANIFEST
+    if not file.is_file():
+        what = "no such folder" if not folder.exists() else f"it has no {MANIFEST}; an interrupted build leaves none"
+        raise BundleError(f"{folder} is not a bundle: {what}")
+    try:
+        manifest = json.loads(file.read_text())
+    except (OSError, ValueError) as e:
+        raise BundleError(f"{file} is not readable: {e}; build the bundle again") from e
+    if not isinstance(manifest, dict) or not {"schema", "target", "parts", "files"} <= manifest.keys():
+        raise BundleError(f"{file} is not a manifest of edgesam-deploy")
+    if manifest["schema"] > SCHEMA:
+        raise BundleError(f"{file} has schema {manifest['schema']}, newer than this version reads ({SCHEMA}); upgrade")
+    return Bundle(folder, manifest)
+
+
+def verify(path: str | Path) -> Bundle:
+    """Re-hash a bundle. Raises BundleError naming each file that is missing, changed or unknown."""
+    bundle = open_bundle(path)
+    problems = []
+    if _self_hash(bundle.manifest) != bundle.manifest.get("manifest_sha256"):
+        problems.append(f"{MANIFEST}: edited after the build")
+    for name, entry in bundle.manifest["files"].items():
+        file = bundle.path / name
+        if not file.is_file():
+            problems.append(f"{name}: missing")
+        elif file.stat().st_size != entry["bytes"]:
+            problems.append(f"{name}: {file.stat().st_size} bytes instead of {entry['bytes']}")
+        elif sha256_of(file) != entry["sha256"]:
+            problems.append(f"{name}: contents changed")
+    problems += [f"{name}: not part of the bundle" for name in _strangers(bundle)]
+    if problems:
+        raise BundleError(f"{bundle.path} does not match its manifest: {'; '.join(problems)}")
+    return bundle
+
+
+def _strangers(bundle: Bundle) -> list[str]:
+    """Files in the folder that no command of this project wrote."""
+    ours = {MANIFEST, *UNHASHED, *bundle.manifest["files"]}
+    found = (p.relative_to(bundle.path).as_posix() for p in bundle.path.rglob("*") if p.is_file())
+    return sorted(name for name in found if name not in ours)
+
+
+def _self_hash(manifest: Mapping[str, Any]) -> str:
+    rest = {key: value for key, value in manifest.items() if key != "manifest_sha256"}
+    return hashlib.sha256(dump_json(rest).encode()).hexdigest()
+
+
+def check_output(out: Path, *, overwrite: bool) -> None:
+    """Raise OutputError unless ``out`` may be written: it is free, empty, or a bundle that may be replaced."""
+    if out.is_file() or (out.is_symlink() and not out.exists()):
+        raise OutputError(f"{out} is a file; --out names a folder")
+    if out.exists() and any(out.iterdir()):
+        if not (out / MANIFEST).is_file():
+            raise OutputError(f"{out} holds files that are not a bundle; choose another --out, nothing was touched")
+        if not overwrite:
+            raise OutputError(f"{out} holds a bundle already; pass --overwrite to replace it")
+        strangers = _strangers(open_bundle(out))
+        if strangers:
+            raise OutputError(
+                f"{out} holds files of yours ({', '.join(strangers[:3])}); move them away before replacing the bundle"
+            )
+    parent = next(p for p in out.absolute().parents if p.exists())
+    if not parent.is_dir() or not os.access(out if out.exists() else parent, os.W_OK):
+        raise OutputError(f"cannot write to {parent}; choose another --out")
+
+
+@contextlib.contextmanager
+def draft(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A folder to write a bundle into; becomes ``out`` when the block ends well, and is removed when it does not.
+
+    Raises OutputError where the disk is full or read-only.
+    """
+    out = out.absolute()
+    check_output(out, overwrite=overwrite)
+    with _os_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(out)
+        folder = out.parent / f".{out.name}.{os.getpid()}.{secrets.token_hex(4)}.partial"
+        folder.mkdir()
+    try:
+        with _os_errors(out):
+            yield folder
+            _publish(folder, out)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _publish(folder: Path, out: Path) -> None:
+    if not out.exists():
+        folder.rename(out)
+        return
+    old = folder.with_suffix(".replaced")
+    out.rename(old)
+    try:
+        folder.rename(out)
+    except OSError:
+        old.rename(out)  # the old bundle stays
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sweep(out: Path) -> None:
+    """Remove drafts that a killed build left behind."""
+    for stale in out.parent.glob(f".{out.name}.*.partial"):
+        pid = stale.name.split(".")[-3]
+        if pid.isdigit() and not _alive(int(pid)):
+            shutil.rmtree(stale, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+@contextlib.contextmanager
+def _os_errors(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as e:
+        if e.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OutputError(f"no space left to write {out}; nothing was left behind") from e
+        if e.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise OutputError(f"cannot write {out}: {e.strerror}; choose another --out") from e
+        raise
+
+
+def write_manifest(folder: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Hash every file of a draft and write its manifest, last. ``content`` is what the build says of itself."""
+    files = {
+        path.relative_to(folder).as_posix(): {"sha256": sha256_of(path), "bytes": path.stat().st_size}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in UNHASHED
+    }
+    manifest: dict[str, Any] = {"schema": SCHEMA, **content, "files": files}
+    manifest["manifest_sha256"] = _self_hash(manifest)
+    (folder / MANIFEST).write_text(dump_json(manifest))
+    return manifest

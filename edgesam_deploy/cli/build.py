@@ -1,0 +1,148 @@
+"""build, check, verify: from a checkpoint to a proven bundle."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from edgesam_deploy.cli.console import JSON_HELP, print_json, progress_bar, stderr, stdout
+from edgesam_deploy.cli.options import with_target_options
+from edgesam_deploy.errors import ParityError, UsageError
+
+
+class Proof(StrEnum):
+    """How each pass is checked."""
+
+    off = "off"
+    fast = "fast"
+    full = "full"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the application."""
+    app.command(no_args_is_help=True)(with_target_options(build))
+    app.command(no_args_is_help=True)(check)
+    app.command(no_args_is_help=True)(verify)
+
+
+def build(
+    model: Annotated[str, typer.Argument(help="Model name, see: edgesam-deploy models")],
+    target: Annotated[str, typer.Option("--target", "-t", help="Target name, see: edgesam-deploy targets")] = "onnx",
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            help="A .pth or .safetensors file, or a name of: edgesam-deploy fetch. Without one: random weights."
+        ),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the random weights. Default 0.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder. Default out/MODEL/TARGET.")] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="Side of the model frame, a multiple of 64. Default 1024.", show_default=False)
+    ] = None,
+    upsample: Annotated[
+        str, typer.Option(help="How the neck enlarges: bicubic (as trained) or bilinear (as old exporters).")
+    ] = "bicubic",
+    gelu: Annotated[str | None, typer.Option(help="erf or tanh instead of the model's own.")] = None,
+    proof: Annotated[Proof, typer.Option(help="How each pass is proved: on two inputs, on four, or not.")] = Proof.fast,
+    dump_after: Annotated[str | None, typer.Option(help="Write each part after this pass, beside OUT.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail also where parity could not be verified.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and stop.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there already.")] = False,
+    json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
+    options: dict[str, Any] | None = None,
+) -> None:
+    """Build a model for a target: trace, rewrite, prove, emit, check against PyTorch.
+
+    Writes a bundle: the artifact, manifest with hashes, operator report, parity, timings, model card.
+    """
+    from edgesam_deploy.bundle import check_output
+    from edgesam_deploy.model.configs import model_config
+    from edgesam_deploy.targets import make_target
+
+    config = {} if image_size is None else {"image_size": image_size}
+    model_config(model)  # wrong names fail before PyTorch is loaded
+    chosen = make_target(target, **(options or {}))
+    folder = out if out is not None else Path("out") / model / chosen.name
+    check_output(folder, overwrite=overwrite)
+
+    from edgesam_deploy.builder import build as build_bundle
+    from edgesam_deploy.builder import plan
+    from edgesam_deploy.model.registry import configured, load
+    from edgesam_deploy.report import print_build, print_plan
+
+    steps = plan(configured(model, upsample=upsample, gelu=gelu, config=config), chosen)
+    if dry_run:
+        print_json(steps) if json else print_plan(stdout(), model, chosen, folder, steps)
+        return
+    stderr().print(f"building {model} for {chosen.name} into {folder}")
+    with progress_bar(len(steps)) as progress:
+        progress("load")
+        loaded = load(model, checkpoint, seed=seed, upsample=upsample, gelu=gelu, config=config)
+        bundle = build_bundle(
+            loaded, chosen, folder, proof=proof.value, dump_after=dump_after, strict=strict, overwrite=overwrite,
+            progress=progress,
+        )  # fmt: skip
+    if json:
+        print_json({
+            "bundle": str(bundle.path), "manifest": dict(bundle.manifest),
+            "parity": bundle.read_json("parity.json"), "timings": bundle.read_json("timings.json"),
+        })  # fmt: skip
+    else:
+        print_build(stdout(), bundle)
+
+
+def check(
+    bundle: Annotated[Path, typer.Argument(help="Folder of a bundle.")],
+    checkpoint: Annotated[str | None, typer.Option(help="The checkpoint it was built from.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Your own pictures instead of the shipped ones.")] = None,
+    provider: Annotated[str, typer.Option(help="cpu, or cuda where onnxruntime has it.")] = "cpu",
+    strict: Annotated[bool, typer.Option("--strict", help="Fail also where parity could not be verified.")] = False,
+    json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
+) -> None:
+    """Measure a bundle against PyTorch again, on the shipped photographs or on yours."""
+    from edgesam_deploy.parity import check as check_bundle
+    from edgesam_deploy.report import print_parity
+
+    pictures = None if images is None else _pictures(images)
+    with progress_bar(8 if pictures is None else len(pictures) + 3) as progress:
+        parity = check_bundle(bundle, checkpoint=checkpoint, pictures=pictures, provider=provider, progress=progress)
+    if json:
+        print_json(parity.to_json())
+    else:
+        print_parity(stdout(), parity.to_json())
+    if parity.verdict == "fail" or (strict and parity.verdict != "pass"):
+        raise ParityError(f"parity: {parity.verdict}; {parity.reasons[0]}")
+
+
+def _pictures(folder: Path) -> dict[str, Any]:
+    from edgesam_deploy.errors import ImageError
+    from edgesam_deploy.model.transforms import read_image
+
+    if not folder.is_dir():
+        raise UsageError(f"--images {folder}: not a folder")
+    pictures = {}
+    for path in sorted(p for p in folder.iterdir() if p.is_file()):
+        try:
+            pictures[path.name] = read_image(path)
+        except ImageError as e:
+            stderr().print(f"left out: {e}")
+    if not pictures:
+        raise UsageError(f"--images {folder}: no picture in it could be read")
+    return pictures
+
+
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="Folder of a bundle.")],
+    json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
+) -> None:
+    """Re-hash a bundle: is every file the one that was built?"""
+    from edgesam_deploy.bundle import verify as verify_bundle
+
+    found = verify_bundle(bundle)
+    if json:
+        print_json({"bundle": str(bundle), "verified": True, "files": found.manifest["files"]})
+    else:
+        stdout().print(f"{bundle}: {len(found.manifest['files'])} files match their manifest")

@@ -1,0 +1,163 @@
+"""models, targets, passes, doctor, fetch: what there is, and what this machine can do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from edgesam_deploy.cli.console import JSON_HELP, print_json, stderr, stdout
+from edgesam_deploy.errors import UnknownName, UsageError
+
+if TYPE_CHECKING:
+    from edgesam_deploy.passes.engine import Pass
+
+Json = Annotated[bool, typer.Option("--json", help=JSON_HELP)]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the application."""
+    for command in (models, targets, passes, doctor, fetch):
+        app.command()(command)
+
+
+def models(json: Json = False) -> None:
+    """List the models that can be built."""
+    from edgesam_deploy.model.configs import ALIASES, MODELS
+
+    aliases = {name: [a for a, m in ALIASES.items() if m == name] for name in MODELS}
+    if json:
+        print_json({n: {"description": c.description, "aliases": aliases[n]} for n, c in MODELS.items()})
+        return
+    table = Table("model", "what it is", "also called", "licence of published weights")
+    for name, config in MODELS.items():
+        table.add_row(name, config.description, ", ".join(aliases[name]), config.licence)
+    stdout().print(table)
+
+
+def targets(json: Json = False) -> None:
+    """List the targets, what each needs, and whether that is installed."""
+    from edgesam_deploy.targets import TARGETS, target_class
+    from edgesam_deploy.toolkits import is_installed
+
+    rows = {}
+    for name in TARGETS:
+        cls = target_class(name)
+        missing = [t for t in (*cls.toolkits, *cls.runtime) if not is_installed(t)]
+        rows[name] = {"summary": cls.summary, "missing": missing, "options": [f.name for f in cls.option_fields()]}
+    if json:
+        print_json(rows)
+        return
+    table = Table("target", "what it emits", "missing here")
+    for name, row in rows.items():
+        table.add_row(name, str(row["summary"]), ", ".join(row["missing"]) or "nothing")
+    stdout().print(table)
+
+
+def passes(
+    name: Annotated[str | None, typer.Argument(help="A pass, to see its picture and its reason.")] = None,
+    target: Annotated[str, typer.Option("--target", "-t", help="Whose pipeline.")] = "onnx",
+    json: Json = False,
+) -> None:
+    """List a target's pipeline with each pass's reason, or explain one pass."""
+    pipeline = _pipeline(target)
+    if name is not None:
+        chosen = next((p for p in pipeline if p.name == name), None)
+        if chosen is None:
+            raise UnknownName("pass", name, {p.name for p in pipeline})
+        _explain(chosen, json=json)
+        return
+    rows = [{"name": p.name, "dialect": p.dialect, "bound": p.bound, "what": p.why} for p in pipeline]
+    if json:
+        print_json(rows)
+        return
+    table = Table("", "pass", "level", "may change outputs by", "what it does")
+    for index, (row, entry) in enumerate(zip(rows, pipeline, strict=True), 1):
+        bound = "rounding only" if entry.is_exact else f"{row['bound']:.1e}"
+        table.add_row(str(index), str(row["name"]), str(row["dialect"]), bound, str(row["what"]))
+    stdout().print(table)
+
+
+def _pipeline(target: str) -> tuple[Pass, ...]:
+    from edgesam_deploy.model.configs import model_config
+    from edgesam_deploy.targets import make_target
+
+    return make_target(target).pipeline(model_config("edge_sam"))
+
+
+def _explain(chosen: Pass, *, json: bool) -> None:
+    import inspect
+
+    text = inspect.cleandoc(chosen.run.__doc__ or "")
+    if json:
+        print_json({"name": chosen.name, "dialect": chosen.dialect, "bound": chosen.bound, "text": text})
+        return
+    bound = "rounding only" if chosen.is_exact else f"{chosen.bound:.1e} relative L2: {chosen.note}"
+    stdout().print(f"{chosen.name}  ({chosen.dialect}; may change outputs by: {bound})\n\n{text}", markup=False)
+
+
+def doctor(json: Json = False) -> None:
+    """Say what is installed, what is missing, and how to get it."""
+    from edgesam_deploy.doctor import examine
+
+    found = examine()
+    if json:
+        print_json(found)
+        return
+    console = stdout()
+    for key, value in found["machine"].items():
+        console.print(f"{key}: {value}", markup=False)
+    table = Table("for", "package", "installed", "to get it")
+    for row in found["packages"]:
+        table.add_row(row["for"], row["package"], row["version"] or "no", "" if row["version"] else row["install"])
+    console.print(table)
+
+
+def fetch(
+    name: Annotated[str | None, typer.Argument(help="A published checkpoint, see --list.")] = None,
+    list_: Annotated[bool, typer.Option("--list", help="List the names.")] = False,
+    json: Json = False,
+) -> None:
+    """Download a published checkpoint into the cache, or say how to get it by hand."""
+    from edgesam_deploy.model.fetch import SOURCES, resolve
+
+    if list_:
+        _list_sources(json=json)
+        return
+    if name is None:
+        raise UsageError("give the name of a checkpoint, or --list")
+    if name not in SOURCES:
+        raise UnknownName("checkpoint", name, SOURCES)
+    path = resolve(name, progress=_download_progress())
+    print_json({"name": name, "path": str(path)}) if json else stdout().print(str(path), markup=False, soft_wrap=True)
+
+
+def _download_progress() -> Any:
+    console = stderr()
+    shown = -1
+
+    def report(done: int, total: int | None) -> None:
+        nonlocal shown
+        percent = -1 if not total else done * 100 // total
+        if percent // 10 > shown // 10:
+            shown = percent
+            console.print(f"{percent} % of {(total or 0) / 2**20:.0f} MiB")
+
+    return report
+
+
+def _list_sources(*, json: bool) -> None:
+    from edgesam_deploy.model.fetch import SOURCES
+
+    rows = [
+        {"name": s.name, "model": s.model, "kind": s.kind, "licence": s.licence, "cached": s.cached.exists()}
+        for s in SOURCES.values()
+    ]
+    if json:
+        print_json(rows)
+        return
+    table = Table("name", "model", "from", "licence", "in the cache")
+    for row in rows:
+        table.add_row(*(str(row[k]) for k in ("name", "model", "kind", "licence")), "yes" if row["cached"] else "")
+    stdout().print(table)

@@ -1,0 +1,77 @@
+"""SAM's mask decoder: image embeddings and prompt tokens to mask logits and predicted IoU."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from edgesam_deploy.errors import PromptError
+from edgesam_deploy.model.configs import MaskDecoderConfig
+from edgesam_deploy.model.layers import LayerNorm2d, Mlp, gelu
+from edgesam_deploy.model.transformer import TwoWayTransformer
+
+
+class MaskDecoder(nn.Module):
+    """Token 0 of the four masks is the single-mask answer, 1 to 3 are the multi-mask ones."""
+
+    def __init__(self, dim: int, cfg: MaskDecoderConfig) -> None:
+        super().__init__()
+        self.transformer = TwoWayTransformer(dim, cfg)
+        self.num_mask_tokens = cfg.mask_tokens
+        self.iou_token = nn.Embedding(1, dim)
+        self.mask_tokens = nn.Embedding(cfg.mask_tokens, dim)
+        self.output_upscaling = nn.Sequential(
+            nn.ConvTranspose2d(dim, dim // 4, 2, 2), LayerNorm2d(dim // 4), gelu(cfg.gelu),
+            nn.ConvTranspose2d(dim // 4, dim // 8, 2, 2), gelu(cfg.gelu),
+        )  # fmt: skip
+        self.output_hypernetworks_mlps = nn.ModuleList(Mlp(dim, dim, dim // 8, 3) for _ in range(cfg.mask_tokens))
+        self.iou_prediction_head = Mlp(dim, 256, cfg.mask_tokens, 3)
+
+    def forward(
+        self,
+        image_embeddings: Tensor,
+        image_pe: Tensor,
+        sparse_prompt_embeddings: Tensor,
+        dense_prompt_embeddings: Tensor,
+        num_multimask_outputs: int = 3,
+    ) -> tuple[Tensor, Tensor]:
+        """Masks (B, M, S/4, S/4) and predicted IoU (B, M), M = ``num_multimask_outputs``: 4 all, 3 the multi-mask
+        tokens, 1 the single-mask token. Raises PromptError for another M. Arguments as ``predict_masks``.
+        """
+        if num_multimask_outputs not in (1, 3, 4):
+            raise PromptError(f"num_multimask_outputs={num_multimask_outputs}: must be 1, 3 or 4")
+        masks, iou = self.predict_masks(image_embeddings, image_pe, sparse_prompt_embeddings, dense_prompt_embeddings)
+        chosen = {4: slice(None), 3: slice(1, None), 1: slice(0, 1)}[num_multimask_outputs]
+        return masks[:, chosen], iou[:, chosen]
+
+    def predict_masks(
+        self,
+        image_embeddings: Tensor,
+        image_pe: Tensor,
+        sparse_prompt_embeddings: Tensor,
+        dense_prompt_embeddings: Tensor,
+        slot_bias: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """All masks (B, 4, S/4, S/4) as logits and their predicted IoU (B, 4).
+
+        image_embeddings (1 or B, C, h, w) and image_pe (1, C, h, w); sparse (B, N, C); dense (1 or B, C, h, w) or
+        anything that broadcasts to it; slot_bias (B, N) is added to the attention scores where the N prompt tokens are
+        keys (``empty_slot_bias``).
+        """
+        batch = sparse_prompt_embeddings.shape[0]
+        own = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
+        tokens = torch.cat([own.expand(batch, -1, -1), sparse_prompt_embeddings], dim=1)
+        key_bias = None
+        if slot_bias is not None:
+            always = slot_bias.new_zeros(batch, own.shape[0])
+            key_bias = torch.cat([always, slot_bias], dim=1)[:, None, None, :]
+        source = image_embeddings + dense_prompt_embeddings
+        height, width = source.shape[-2:]
+        tokens, image = self.transformer(
+            tokens, source.flatten(2).transpose(1, 2), image_pe.flatten(2).transpose(1, 2), key_bias
+        )
+        upscaled = self.output_upscaling(image.transpose(1, 2).unflatten(2, (height, width)))
+        iou_token, mask_tokens = tokens[:, 0], tokens[:, 1 : 1 + self.num_mask_tokens]
+        hyper = torch.stack([mlp(mask_tokens[:, i]) for i, mlp in enumerate(self.output_hypernetworks_mlps)], dim=1)
+        masks = (hyper @ upscaled.flatten(2)).unflatten(2, upscaled.shape[-2:])
+        return masks, self.iou_prediction_head(iou_token)

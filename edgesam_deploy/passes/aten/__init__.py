@@ -1,0 +1,21 @@
+"""Rewrites of the traced program, shared by every target."""
+
+from edgesam_deploy.passes.aten.channel_last_upscaling import channel_last_upscaling
+from edgesam_deploy.passes.aten.eliminate_dead import eliminate_dead
+from edgesam_deploy.passes.aten.eliminate_identity import eliminate_identity
+from edgesam_deploy.passes.aten.fold_batch_norm import fold_batch_norm
+from edgesam_deploy.passes.aten.fold_constants import fold_constants
+from edgesam_deploy.passes.aten.gather_to_slice import gather_to_slice
+from edgesam_deploy.passes.aten.legalize_bicubic import legalize_bicubic
+from edgesam_deploy.passes.aten.merge_parallel_convs import merge_parallel_convs
+
+__all__ = [
+    "channel_last_upscaling",
+    "eliminate_dead",
+    "eliminate_identity",
+    "fold_batch_norm",
+    "fold_constants",
+    "gather_to_slice",
+    "legalize_bicubic",
+    "merge_parallel_convs",
+]

@@ -1,0 +1,152 @@
+"""The one engine that runs passes: records what each did, proves it, dumps, and stops at the first that is wrong.
+
+A pass is a plain function from a Program to the number of sites it rewrote, made a ``Pass`` by ``@exact`` or
+``@approximate(bound)``. The proof of a step: the program before and the program after run on unrelated seeded inputs
+(two by default: the second catches a branch that was baked in for the first), and the outputs are compared by
+relative L2. Steps that rewrote nothing have nothing to prove.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from edgesam_deploy.contract import sample_inputs
+from edgesam_deploy.errors import PassError, UnknownName
+from edgesam_deploy.passes.execute import Arrays, relative_l2, run_program
+from edgesam_deploy.passes.program import Dialect, Program
+
+EXACT = 1e-5  # relative L2 at O(1) activations: room for reassociated fp32 sums, far below any real fault
+SEEDS = {"off": (), "fast": (11, 22), "full": (11, 22, 33, 44)}
+ProofMode = Literal["off", "fast", "full"]
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A rewrite: its function, the dialect it works in, and the relative L2 it may change the outputs by."""
+
+    run: Callable[[Program], int]
+    bound: float
+    dialect: Dialect
+    note: str = ""  # for an approximation: what the bound means
+
+    @property
+    def name(self) -> str:
+        return self.run.__name__
+
+    @property
+    def why(self) -> str:
+        """The first line of the pass's docstring."""
+        return (self.run.__doc__ or "").strip().splitlines()[0]
+
+    @property
+    def is_exact(self) -> bool:
+        return self.bound == EXACT
+
+    def __call__(self, program: Program) -> int:
+        return self.run(program)
+
+
+def _dialect(function: Callable[[Program], int]) -> Dialect:
+    return "onnx" if ".passes.onnx." in function.__module__ else "aten"
+
+
+def exact(function: Callable[[Program], int]) -> Pass:
+    """Declare a pass that changes nothing but the order of fp32 sums."""
+    return Pass(function, EXACT, _dialect(function))
+
+
+def approximate(bound: float, note: str) -> Callable[[Callable[[Program], int]], Pass]:
+    """Declare a pass that changes the outputs by at most ``bound`` in relative L2; ``note`` says why."""
+    return lambda function: Pass(function, bound, _dialect(function), note)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one pass did to one program. ``error``: worst relative L2 over inputs and outputs, None if unproved."""
+
+    name: str
+    part: str
+    sites: int
+    operators_before: int
+    operators_after: int
+    seconds: float
+    bound: float
+    error: float | None
+    proof_seconds: float = 0.0
+
+
+@dataclass
+class Engine:
+    """Runs pipelines. ``dump_after`` names a pass after which the program is written to ``dump_dir``."""
+
+    proof: ProofMode = "fast"
+    dump_after: str | None = None
+    dump_dir: Path | None = None
+    progress: Progress = lambda _: None
+    steps: list[Step] = field(default_factory=list)
+
+    def run(self, program: Program, pipeline: Sequence[Pass]) -> Program:
+        """The program after every pass. Raises PassError for one that leaves its bound or breaks the program."""
+        if self.dump_after is not None and self.dump_after not in {p.name for p in pipeline}:
+            raise UnknownName("pass", self.dump_after, {p.name for p in pipeline})
+        known = self._outputs(program)
+        for rewrite in pipeline:
+            program, known = self._step(program, rewrite, known)
+            if rewrite.name == self.dump_after and self.dump_dir is not None:
+                dump(program, self.dump_dir)
+        return program
+
+    def _step(self, program: Program, rewrite: Pass, known: list[Arrays]) -> tuple[Program, list[Arrays]]:
+        self.progress(f"{program.name}: {rewrite.name}")
+        after = program.copy()
+        start = time.perf_counter()
+        try:
+            sites = rewrite(after)
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
+            raise PassError(f"pass {rewrite.name} failed on {program.name}: {type(e).__name__}: {e}") from e
+        seconds = time.perf_counter() - start
+        if sites == 0:
+            after, outputs, error, proof_seconds = program, known, None, 0.0
+        else:
+            start = time.perf_counter()
+            outputs = self._outputs(after)
+            error = _worst(known, outputs)
+            proof_seconds = time.perf_counter() - start
+        counts = sum(program.operators().values()), sum(after.operators().values())
+        step = Step(rewrite.name, program.name, sites, *counts, seconds, rewrite.bound, error, proof_seconds)
+        self.steps.append(step)
+        if error is not None and not error <= rewrite.bound:  # NaN fails too
+            raise PassError(
+                f"pass {rewrite.name} left its bound on {program.name}: relative L2 {error:.2e} where at most "
+                f"{rewrite.bound:.0e} is declared, after {sites} sites; see --dump-after {rewrite.name}"
+            )
+        return after, outputs
+
+    def _outputs(self, program: Program) -> list[Arrays]:
+        return [run_program(program, sample_inputs(program.inputs, seed)) for seed in SEEDS[self.proof]]
+
+
+def _worst(before: list[Arrays], after: list[Arrays]) -> float | None:
+    errors = [relative_l2(a[name], b[name]) for a, b in zip(before, after, strict=True) for name in a]
+    if any(e != e for e in errors):
+        return float("nan")
+    return max(errors, default=None)
+
+
+def dump(program: Program, folder: Path) -> Path:
+    """Write a program for reading: the graph's text (aten) or an .onnx file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if program.dialect == "aten":
+        path = folder / f"{program.name}.aten.txt"
+        path.write_text(program.aten.graph_module.print_readable(print_output=False))
+        return path
+    import onnx_ir as ir
+
+    path = folder / f"{program.name}.onnx"
+    ir.save(program.onnx, path)
+    return path

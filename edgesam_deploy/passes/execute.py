@@ -1,0 +1,56 @@
+"""Running a program in either dialect on named NumPy inputs, and comparing what comes out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgesam_deploy.passes.program import Program
+
+Arrays = dict[str, NDArray[Any]]
+
+
+def run_program(program: Program, inputs: Arrays) -> Arrays:
+    """Outputs by name. The aten dialect runs in PyTorch, the onnx dialect in ONNX Runtime on the CPU."""
+    run = _run_aten if program.dialect == "aten" else _run_onnx
+    values = run(program, {spec.name: inputs[spec.name] for spec in program.inputs})
+    return {spec.name: value for spec, value in zip(program.outputs, values, strict=True)}
+
+
+def _run_aten(program: Program, inputs: Arrays) -> list[NDArray[Any]]:
+    import torch
+
+    ep = program.aten
+    args: list[Any] = []
+    for spec in ep.graph_signature.input_specs:
+        if spec.target is None:
+            args.append(torch.from_numpy(inputs[spec.arg.name]))
+        else:
+            value = ep.state_dict.get(spec.target)
+            args.append(ep.constants[spec.target] if value is None else value)
+    with torch.no_grad():
+        return [out.numpy() for out in ep.graph_module(*args)]
+
+
+def _run_onnx(program: Program, inputs: Arrays) -> list[NDArray[Any]]:
+    import onnx_ir as ir
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    model = ir.to_proto(program.onnx).SerializeToString()
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return list(session.run([spec.name for spec in program.outputs], inputs))
+
+
+def relative_l2(reference: NDArray[Any], other: NDArray[Any]) -> float:
+    """|other - reference| / |reference| in L2; infinite for another shape, 0 where both are all zero."""
+    if reference.shape != other.shape:
+        return float("inf")
+    a, b = reference.astype(np.float64), other.astype(np.float64)
+    error, size = float(np.linalg.norm(b - a)), float(np.linalg.norm(a))
+    if size == 0:
+        return 0.0 if error == 0 else float("inf")
+    return error / size

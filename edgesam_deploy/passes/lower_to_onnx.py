@@ -1,0 +1,62 @@
+"""Where a program changes dialect: from aten operators to ONNX ones, by PyTorch's own exporter."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+
+from edgesam_deploy.passes.engine import Pass, exact
+from edgesam_deploy.passes.program import Program
+
+
+def lower_to_onnx(opset: int, ir_version: int) -> Pass:
+    """The pass that lowers to ``opset`` (18 to 23) in files of ``ir_version``."""
+
+    def lower(program: Program) -> int:
+        """Lower the aten program to ONNX operators of one opset; what the exporter leaves behind goes in later passes.
+
+            aten.conv2d ── aten.gelu ── aten.layer_norm        Conv ── Gelu ── LayerNormalization
+
+        Exact. Site = a node of the result.
+        """
+        return _lower(program, opset, ir_version)
+
+    lower.__name__ = "lower_to_onnx"
+    return exact(lower)
+
+
+def _lower(program: Program, opset: int, ir_version: int) -> int:
+    import torch
+
+    with _quiet():
+        exported = torch.onnx.export(
+            program.aten,
+            dynamo=True,
+            optimize=False,
+            verify=False,
+            verbose=False,
+            opset_version=opset,
+            output_names=[spec.name for spec in program.outputs],
+        )
+    assert exported is not None
+    model = exported.model
+    model.ir_version = ir_version
+    model.graph.name = program.name
+    program.body = model
+    return len(model.graph)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter warns of packages that this project does not use; its errors still come through as exceptions."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

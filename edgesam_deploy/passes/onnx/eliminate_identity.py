@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from edgesam_deploy.passes.engine import exact
+from edgesam_deploy.passes.onnx.graph import constant, count_removed, dims, replace_value
+from edgesam_deploy.passes.program import Program
+
+BY_SHAPE = {"Expand", "Reshape", "Flatten", "Squeeze", "Unsqueeze"}
+
+
+@exact
+def eliminate_identity(program: Program) -> int:
+    """Remove nodes that return their input: Identity, casts to the same type, shapes that stay as they were.
+
+        x ── Identity ── Cast(float32) ── Expand(same) ── y        x ── y
+
+    Why: they cost a copy on some runtimes, hide patterns from every fusion, and a 5-D identity Tile makes Qualcomm's
+    compiler crash. Exact.
+    """
+    for node in program.onnx.graph:
+        if node.inputs and node.inputs[0] is not None and _is_identity(node):
+            replace_value(node.outputs[0], node.inputs[0])
+    return count_removed(program, ir.passes.common.RemoveUnusedNodesPass())
+
+
+def _is_identity(node: ir.Node) -> bool:
+    source, result = node.inputs[0], node.outputs[0]
+    if node.op_type == "Identity":
+        return True
+    if node.op_type == "Cast":
+        return source is not None and source.dtype is not None and node.attributes["to"].as_int() == source.dtype
+    if node.op_type == "Transpose":
+        perm = node.attributes.get("perm")
+        return perm is not None and list(perm.as_ints()) == sorted(perm.as_ints())
+    if node.op_type == "Tile":
+        repeats = constant(node.inputs[1])
+        return repeats is not None and bool((repeats == 1).all())
+    if node.op_type in BY_SHAPE:
+        before, after = dims(source), dims(result)
+        return before is not None and before == after
+    return False

@@ -1,0 +1,93 @@
+"""What a build did, for people: tables on a terminal. The same facts lie as JSON in the bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from edgesam_deploy.bundle import Bundle
+from edgesam_deploy.targets.base import Target
+
+
+def print_plan(console: Console, model: str, target: Target, out: Path, steps: Sequence[str]) -> None:
+    """What a build would do."""
+    options = ", ".join(f"{k}={v}" for k, v in target.options().items())
+    console.print(f"{model} for {target.name} ({options}) into {out}:", markup=False)
+    for index, step in enumerate(steps, 1):
+        console.print(f"{index:3} {step}", markup=False)
+
+
+def print_build(console: Console, bundle: Bundle) -> None:
+    """Passes with their proofs, operators, parity and time of a finished bundle."""
+    timings = bundle.read_json("timings.json")
+    _print_steps(console, timings["steps"])
+    _print_operators(console, bundle)
+    print_parity(console, bundle.read_json("parity.json"))
+    stages = ", ".join(f"{s['stage']} {s['seconds']:.1f} s" for s in timings["stages"])
+    console.print(f"{timings['seconds']:.1f} s ({stages}), peak memory {timings['peak_rss_mb']:.0f} MB")
+    files = [f"{name} {entry['bytes'] / 2**20:.1f} MiB" for name, entry in bundle.manifest["files"].items()]
+    console.print(f"{bundle.path}: {', '.join(files)}", markup=False)
+    weights = bundle.manifest["weights"]
+    if weights["source"] == "seeded":
+        console.print(f"[yellow]random weights (seed {weights['seed']}): the masks mean nothing; give --checkpoint[/]")
+    for note in weights["notes"]:
+        console.print(f"note: {note}", markup=False)
+
+
+def _print_steps(console: Console, steps: Sequence[Mapping[str, Any]]) -> None:
+    table = Table(
+        "part", "pass", "sites", "operators", "seconds", "relative L2", "bound", title="passes that found work"
+    )
+    for step in steps:
+        if not step["sites"]:
+            continue
+        error = "not proved" if step["error"] is None else f"{step['error']:.1e}"
+        counts = f"{step['operators_before']} -> {step['operators_after']}"
+        seconds = f"{step['seconds'] + step['proof_seconds']:.2f}"
+        table.add_row(step["part"], step["name"], str(step["sites"]), counts, seconds, error, f"{step['bound']:.0e}")
+    console.print(table)
+
+
+def _print_operators(console: Console, bundle: Bundle) -> None:
+    ops = bundle.read_json("ops.json")["parts"]
+    for part, found in ops.items():
+        worst = found["worst"]
+        count = sum(row["count"] for row in found["rows"])
+        console.print(f"{part}: {count} operators for {bundle.target}, worst status: {worst}")
+
+
+def print_parity(console: Console, parity: Mapping[str, Any]) -> None:
+    """Verdict, worst figures, and why."""
+    colour = {"pass": "green", "fail": "red"}.get(parity["verdict"], "yellow")
+    summary = parity["summary"]
+    console.print(
+        f"parity: [{colour}]{parity['verdict']}[/] over {summary['cases']} cases on {summary['pictures']} pictures; "
+        f"{parity['executed']} against {parity['reference']}"
+    )
+    _print_summary(console, summary, parity["bounds"])
+    for reason in parity["reasons"][:8]:
+        console.print(f"  {reason}", markup=False)
+    if len(parity["reasons"]) > 8:
+        console.print(f"  and {len(parity['reasons']) - 8} more in parity.json")
+    if parity["skipped"]:
+        console.print(f"  left out: {'; '.join(parity['skipped'])}", markup=False)
+    if parity["faithful"]:
+        console.print(f"against the checkpoint's own form ({parity['faithful']['reference']}):", markup=False)
+        _print_summary(console, parity["faithful"]["summary"], None)
+
+
+def _print_summary(console: Console, summary: Mapping[str, Any], bounds: Mapping[str, Any] | None) -> None:
+    table = Table("worst", "max abs", "relative L2", "decibels")
+    for output, row in summary["outputs"].items():
+        table.add_row(output, f"{row['max_abs']:.1e}", f"{row['relative_l2']:.1e}", f"{row['decibels']:.0f}")
+    console.print(table)
+    wanted = f" (at least {bounds['mask_iou']})" if bounds else ""
+    if summary["mask_iou"] is not None:
+        console.print(
+            f"  mask IoU {summary['mask_iou']:.6f}{wanted}, flipped pixels {summary['flipped_pixels']:.1e}, "
+            f"best-mask flips {summary['best_mask_flips']}, changed orders {summary['order_changes']}"
+        )

@@ -1,0 +1,103 @@
+"""What every target is: a frozen dataclass whose fields are the user's options, with the same few methods."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+from numpy.typing import NDArray
+
+from edgesam_deploy.contract import DEFAULT_POINTS, Interface
+
+if TYPE_CHECKING:
+    from edgesam_deploy.model.configs import SamConfig
+    from edgesam_deploy.passes.engine import Pass
+    from edgesam_deploy.passes.program import Program
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+def option(default: Any, help: str) -> Any:
+    """A target's option: a dataclass field that the command line shows with ``help``."""
+    return field(default=default, metadata={"help": help})
+
+
+class Runner(Protocol):
+    """One loaded part of an artifact, ready to run on this machine; ``description`` says what runs it."""
+
+    description: str
+
+    def __call__(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
+        """Outputs by name."""
+
+
+@dataclass(frozen=True)
+class Target(ABC):
+    """Common options, and what a target must say and do.
+
+    Class-level facts: ``name``, ``summary``, ``extension`` of its files, ``toolkits`` that must be importable to build,
+    ``runtime`` that must be importable to run here, ``rules`` the operator table it is judged by.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    extension: ClassVar[str]
+    toolkits: ClassVar[tuple[str, ...]] = ("torch", "onnxscript")
+    runtime: ClassVar[tuple[str, ...]] = ()
+    rules: ClassVar[str]
+
+    points: int | Literal["dynamic"] | None = option(
+        None, f"Prompt slots, the padding point counted, or 'dynamic'. Default {DEFAULT_POINTS}; dynamic with --io."
+    )
+    batch: int | Literal["dynamic"] = option(1, "Prompts per call on one image, or 'dynamic'.")
+    mask_input: bool = option(False, "Take the logits of an earlier call as an extra prompt.")
+    scores: Literal["iou", "stability"] = option("iou", "Predicted IoU, or the stability score computed in the graph.")
+    io: Literal["contract", "edgesam", "sam"] = option(
+        "contract", "Inputs and outputs: this project's contract, or the layout that EdgeSAM or SAM apps speak."
+    )
+    return_single_mask: bool = option(False, "With --io sam: one mask, chosen as the official decoder does.")
+    embed_preprocess: bool = option(False, "Take uint8 pixels; normalisation and padding happen inside the encoder.")
+
+    def __post_init__(self) -> None:
+        self.interface(1024, 256)  # raises UsageError for options that exclude each other
+
+    def interface(self, image_size: int, embed_dim: int) -> Interface:
+        """The I/O contract that these options ask for. Raises UsageError."""
+        points: int | Literal["dynamic"] = DEFAULT_POINTS if self.io == "contract" else "dynamic"
+        if self.points is not None:
+            points = self.points
+        return Interface(
+            image_size=image_size,
+            points=points,
+            batch=self.batch,
+            mask_input=self.mask_input or self.io == "sam",
+            scores=self.scores,
+            io=self.io,
+            embed_preprocess=self.embed_preprocess,
+            embed_dim=embed_dim,
+            return_single_mask=self.return_single_mask,
+        )
+
+    def options(self) -> dict[str, Any]:
+        """The options by name, for the manifest."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    @classmethod
+    def option_fields(cls) -> list[Field[Any]]:
+        """The fields that the command line offers."""
+        return [f for f in fields(cls) if "help" in f.metadata and f.default is not MISSING]
+
+    @abstractmethod
+    def pipeline(self, config: SamConfig) -> tuple[Pass, ...]:
+        """The passes, in order, with the reason for each position beside it."""
+
+    @abstractmethod
+    def emit(self, program: Program, interface: Interface, path: Path, metadata: Mapping[str, str]) -> None:
+        """Write the program's artifact to ``path``."""
+
+    @abstractmethod
+    def load(self, path: Path, *, provider: str, threads: int) -> Runner:
+        """The artifact ready to run here. Raises MissingToolkit where its runtime is not installed."""

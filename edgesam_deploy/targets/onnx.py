@@ -1,0 +1,112 @@
+"""ONNX for ONNX Runtime and for every tool that reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from numpy.typing import NDArray
+
+from edgesam_deploy.contract import Interface
+from edgesam_deploy.errors import MissingToolkit, UsageError
+from edgesam_deploy.targets.base import Arrays, Target, option
+from edgesam_deploy.toolkits import require
+
+if TYPE_CHECKING:
+    from edgesam_deploy.model.configs import SamConfig
+    from edgesam_deploy.passes.engine import Pass
+    from edgesam_deploy.passes.program import Program
+
+IR_VERSIONS = {18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11}  # the oldest that each opset allows
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+@dataclass(frozen=True)
+class OnnxTarget(Target):
+    """One .onnx file per part, standard operators only."""
+
+    name: ClassVar[str] = "onnx"
+    summary: ClassVar[str] = "ONNX opset 18 to 23 for ONNX Runtime; parity measured on the CPU here"
+    extension: ClassVar[str] = "onnx"
+    runtime: ClassVar[tuple[str, ...]] = ("onnxruntime",)
+    rules: ClassVar[str] = "onnxruntime_cpu"
+
+    opset: int = option(20, "ONNX operator set, 18 to 23.")
+    precision: Literal["fp32"] = option("fp32", "Type of weights and arithmetic.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.opset not in IR_VERSIONS:
+            raise UsageError(f"--opset {self.opset}: must be 18 to 23")
+        if self.precision != "fp32":
+            raise UsageError(f"--precision {self.precision}: the onnx target has fp32")
+
+    def pipeline(self, config: SamConfig) -> tuple[Pass, ...]:
+        from edgesam_deploy.passes import aten, onnx
+        from edgesam_deploy.passes.lower_to_onnx import lower_to_onnx
+
+        return (
+            aten.eliminate_identity,  # first: identity repeats and the tracer's assertions hide every pattern below
+            aten.fold_constants,  # the dense positional encoding, before anything could be matched around it
+            aten.fold_batch_norm,  # gives the depthwise branches plain weights, which merging needs
+            aten.merge_parallel_convs,
+            aten.fold_batch_norm,  # again: the DyT fork keeps one more norm behind the sum that has just been merged
+            aten.legalize_bicubic,
+            aten.channel_last_upscaling,
+            aten.gather_to_slice,
+            aten.eliminate_dead,  # last at this level: the exporter would lower dead operators too
+            lower_to_onnx(self.opset, IR_VERSIONS[self.opset]),
+            onnx.legalize_cast_like,  # a Cast can be folded, a CastLike of a runtime value cannot
+            onnx.canonicalize_reshape,  # before folding: it frees the shape arithmetic that folding then removes
+            onnx.fold_constants,
+            onnx.eliminate_identity,
+            onnx.eliminate_common,
+            onnx.eliminate_dead,
+            onnx.canonicalize_names,  # last: names are given to what is left
+        )
+
+    def emit(self, program: Program, interface: Interface, path: Path, metadata: Mapping[str, str]) -> None:
+        import onnx
+        import onnx_ir as ir
+
+        from edgesam_deploy.targets.onnx_sam_io import attach_sam_outputs
+
+        model = program.onnx
+        if interface.io == "sam" and program.name == "mask_decoder":
+            attach_sam_outputs(model, interface)
+        model.metadata_props.clear()
+        model.metadata_props.update(sorted(metadata.items()))
+        model.producer_name, model.producer_version = "edgesam-deploy", metadata.get("edgesam_deploy_version", "")
+        model.doc_string = None
+        ir.passes.common.ShapeInferencePass(data_prop=True)(model)
+        ir.save(model, path)
+        onnx.checker.check_model(path, full_check=True)
+
+    def load(self, path: Path, *, provider: str = "cpu", threads: int = 0) -> OnnxRunner:
+        return OnnxRunner(path, provider, threads)
+
+
+class OnnxRunner:
+    """One .onnx file in ONNX Runtime, with its default session options."""
+
+    def __init__(self, path: Path, provider: str = "cpu", threads: int = 0) -> None:
+        ort = require("onnxruntime", "running an ONNX artifact")
+        if provider not in PROVIDERS:
+            raise UsageError(f"--provider {provider}: must be {' or '.join(PROVIDERS)}")
+        if PROVIDERS[provider] not in ort.get_available_providers():
+            raise MissingToolkit(
+                f"--provider {provider} needs an onnxruntime with {PROVIDERS[provider]} "
+                f"(pip install onnxruntime-gpu); this one has {', '.join(ort.get_available_providers())}"
+            )
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        if threads:
+            options.intra_op_num_threads = threads
+        self.session = ort.InferenceSession(str(path), options, providers=[PROVIDERS[provider]])
+        self.description = f"onnxruntime {ort.__version__}, {PROVIDERS[provider]}"
+        self.outputs = [out.name for out in self.session.get_outputs()]
+
+    def __call__(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
+        return dict(zip(self.outputs, self.session.run(self.outputs, dict(inputs)), strict=True))

@@ -1,0 +1,40 @@
+"""Vendor toolkits are imported when they are used, through here, so that a missing one is a clear message."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from types import ModuleType
+
+from edgesam_deploy.errors import MissingToolkit
+
+EXTRAS = {
+    "torch": "torch", "onnxscript": "torch", "safetensors": "torch", "huggingface_hub": "torch",
+    "coremltools": "coreml", "litert_torch": "tflite", "ai_edge_litert": "tflite", "onnxruntime_qnn": "qnn",
+    "tensorrt": "tensorrt", "onnx_graphsurgeon": "tensorrt", "webdataset": "train", "pycocotools": "train",
+    "gradio": "demo",
+}  # fmt: skip
+
+
+def require(module: str, purpose: str) -> ModuleType:
+    """Import ``module``. Raises MissingToolkit that says what it is needed for and how to install it."""
+    try:
+        return import_module(module)
+    except ImportError as e:
+        extra = EXTRAS.get(module.split(".")[0])
+        package = f"edgesam-deploy[{extra}]" if extra else module
+        raise MissingToolkit(f"{purpose} needs {module}: pip install '{package}' ({e})") from e
+
+
+def installed_version(package: str) -> str | None:
+    """The version of an installed distribution, without importing it."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def is_installed(module: str) -> bool:
+    """Whether ``module`` could be imported, without importing it."""
+    return find_spec(module) is not None

@@ -1,0 +1,109 @@
+"""The reference implementation's own outputs (fp32, seed 0) against ours, for every prompt case."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scenes import picture
+
+from edgesam_deploy.model.predictor import SamPredictor
+from edgesam_deploy.model.registry import load
+
+DATA = Path(__file__).parents[1] / "data"
+POINT, THREE, PADDED = [[400.5, 300.25]], [[400, 300], [100, 640], [900, 20]], [[400, 300], [0, 0], [700, 500]]
+BOX = [[200.0, 150.0, 800.0, 600.0]]
+CASES = {
+    "point": ((POINT, [1]), None, False),
+    "points3": ((THREE, [1, 0, 1]), None, False),
+    "padded": ((PADDED, [1, -1, 0]), None, False),
+    "box": (None, BOX, False),
+    "box_points": (([[400, 300], [210, 160]], [1, 0]), BOX, False),
+    "box_point_mask": (([[400, 300]], [1]), BOX, True),
+    "none": (None, None, False),
+}
+
+
+@pytest.fixture(scope="module", params=["bicubic", "bilinear"])
+def golden(request):
+    name = "edge_sam" if request.param == "bicubic" else "edge_sam_bilinear"
+    model = load("edge_sam", seed=0, upsample=request.param)
+    predictor = SamPredictor(model)
+    predictor.set_image(picture(300, 451, 10))
+    return model, predictor, np.load(DATA / f"{name}.seed0.npz")
+
+
+def close(ours, theirs):
+    ours = ours.detach().numpy() if isinstance(ours, torch.Tensor) else ours
+    assert ours.shape == theirs.shape
+    if not theirs.size:
+        return
+    assert np.abs(ours - theirs).max() < 1e-3  # at the scale of the quantity: embeddings ~1, logits ~8
+    assert np.linalg.norm(ours - theirs) <= 1e-5 * np.linalg.norm(theirs)
+
+
+def mask_input():
+    noise = np.random.RandomState(5).standard_normal((2, 1, 24, 24)).astype(np.float32)
+    return 5 * F.interpolate(torch.from_numpy(noise), (256, 256), mode="bilinear", align_corners=False)[:1]
+
+
+def decoded(model, features, points, boxes, masks):
+    sparse, dense = model.prompt_encoder(points=points, boxes=boxes, masks=masks)
+    low_res, iou = model.mask_decoder(
+        image_embeddings=features,
+        image_pe=model.prompt_encoder.get_dense_pe(),
+        sparse_prompt_embeddings=sparse,
+        dense_prompt_embeddings=dense,
+        num_multimask_outputs=4,
+    )
+    return sparse, low_res, iou
+
+
+def stability(masks):
+    return (masks > 1).flatten(2).sum(2) / (masks > -1).flatten(2).sum(2)
+
+
+def compare(case, z, sparse, low_res, iou):
+    close(sparse, z[f"{case}/sparse"])
+    close(low_res[..., ::4, ::4], z[f"{case}/masks4"])
+    close(iou, z[f"{case}/iou4"])
+    assert np.abs(stability(low_res).numpy() - z[f"{case}/stability4"]).max() < 1e-4  # a count of pixels
+
+
+def test_embeddings_and_positions(golden):
+    model, predictor, z = golden
+    close(predictor.features[:, ::4, ::2, ::2], z["image_embeddings"])
+    close(model.prompt_encoder.get_dense_pe()[:, ::8, ::8, ::8], z["dense_pe"])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", CASES)
+def test_prompts(golden, case):
+    model, predictor, z = golden
+    points, box, with_mask = CASES[case]
+    if points is not None:
+        points = tuple(torch.tensor(t, dtype=torch.float32)[None] for t in points)
+    boxes = None if box is None else torch.tensor(box)
+    compare(case, z, *decoded(model, predictor.features, points, boxes, mask_input() if with_mask else None))
+
+
+@torch.no_grad()
+def test_batch_of_prompts(golden):
+    model, predictor, z = golden
+    points = torch.tensor([[10, 10], [1000, 700], [512, 380], [300, 600]], dtype=torch.float32)[:, None]
+    labels = torch.tensor([1, 1, 1, 0.0])[:, None]
+    compare("batch4", z, *decoded(model, predictor.features, (points, labels), None, None))
+
+
+@pytest.mark.parametrize("case", ["points", "box"])
+def test_predictor(golden, case):
+    _, predictor, z = golden
+    prompt = {"box": np.array([40, 50, 380, 270])}
+    if case == "points":
+        prompt = {"point_coords": [[200, 150], [30.5, 40]], "point_labels": [1, 0]}
+    logits, scores, _ = predictor.predict(**prompt, num_multimask_outputs=4, return_logits=True)
+    close(logits[..., ::4, ::4], z[f"predict_{case}/logits"])
+    close(scores, z[f"predict_{case}/scores"])
