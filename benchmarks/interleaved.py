@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 AGAIN = "baseline again (A/A)"
 AGAIN_TOLERANCE = 0.05
+STARVED = 0.85  # of the threads' number: with the machine to itself the baseline's CPU time is 0.97 of wall x threads
 SETTLE_SECONDS = 0.005  # idle threads of the session before spin for about 1 ms: let them go to sleep first
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -99,14 +100,30 @@ class Comparison:
         return next(row for row in self.rows if row.name == name)
 
     @property
+    def again(self) -> Row:
+        """The baseline's second copy."""
+        return self[AGAIN]
+
+    @property
     def trusted(self) -> bool:
         """Whether the baseline's second copy took as long as the first, by wall clock."""
-        return abs(self[AGAIN].wall.median - 1) <= AGAIN_TOLERANCE
+        return abs(self.again.wall.median - 1) <= AGAIN_TOLERANCE
 
     @property
     def cpu_trusted(self) -> bool:
         """The same by CPU time."""
-        return abs(self[AGAIN].cpu.median - 1) <= AGAIN_TOLERANCE
+        return abs(self.again.cpu.median - 1) <= AGAIN_TOLERANCE
+
+    @property
+    def cores(self) -> float:
+        """Cores that the baseline had on average: well under ``threads`` where others kept them busy."""
+        baseline = self.rows[0]
+        return baseline.cpu_ms / baseline.wall_ms
+
+    @property
+    def starved(self) -> bool:
+        """Whether the threads had to share cores, so that the figures are those of fewer threads."""
+        return self.cores < STARVED * self.threads
 
     def verdict(self, name: str, goal: float) -> str:
         """``reached`` where the median wall ratio of ``name`` is at most ``goal``, ``missed``, or ``no verdict``."""
@@ -116,10 +133,16 @@ class Comparison:
 
     def markdown(self) -> str:
         """The rows as a table under a line with the circumstances."""
-        lines = [
+        title = (
             f"**{self.subject}**, {self.threads} thread(s), {self.rounds} rounds of {self.calls} call(s), "
             f"load average {self.load_before:.1f} before and {self.load_after:.1f} after"
-            + ("" if self.trusted else f"; **no verdict**: A/A leaves 1 +- {AGAIN_TOLERANCE}"),
+        )
+        if not self.trusted:
+            title += f"; **no verdict**: A/A leaves 1 +- {AGAIN_TOLERANCE}"
+        if self.starved:
+            title += f"; the threads got {self.cores:.1f} cores: read the figures as those of fewer threads"
+        lines = [
+            title,
             "",
             "| file | wall ms | wall ratio (quartiles) | CPU ms | CPU ratio (quartiles) |",
             "|---|---|---|---|---|",
@@ -231,5 +254,11 @@ def write_json(path: Path, machine: Machine, comparisons: Sequence[Comparison], 
 
 
 def describe(comparison: Comparison) -> dict[str, Any]:
-    """A comparison as JSON-ready data, with what the A/A row says about it."""
-    return {**asdict(comparison), "trusted": comparison.trusted, "cpu_trusted": comparison.cpu_trusted}
+    """A comparison as JSON-ready data, with what it says about itself."""
+    return {
+        **asdict(comparison),
+        "trusted": comparison.trusted,
+        "cpu_trusted": comparison.cpu_trusted,
+        "cores": comparison.cores,
+        "starved": comparison.starved,
+    }

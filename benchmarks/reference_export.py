@@ -20,7 +20,6 @@ from typing import Literal
 
 import onnx
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgesam_deploy.errors import EdgeSamDeployError
@@ -115,9 +114,7 @@ def two_way_block(
         placed = tokens + token_pe
         tokens = tokens + attend(block.self_attn, placed, placed, tokens)
     tokens = block.norm1(tokens)
-    tokens = block.norm2(
-        tokens + attend(block.cross_attn_token_to_image, tokens + token_pe, image + image_pe, image)
-    )
+    tokens = block.norm2(tokens + attend(block.cross_attn_token_to_image, tokens + token_pe, image + image_pe, image))
     tokens = block.norm3(tokens + block.mlp(tokens))
     back = attend(block.cross_attn_image_to_token, image + image_pe, tokens + token_pe, tokens)
     return tokens, block.norm4(image + back)

@@ -10,6 +10,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edgesam_deploy import __version__
 from edgesam_deploy.bundle import Bundle, check_output, draft, dump_json, open_bundle, write_manifest
 from edgesam_deploy.capture import capture
@@ -18,7 +21,7 @@ from edgesam_deploy.errors import ParityError
 from edgesam_deploy.model.configs import SamConfig
 from edgesam_deploy.model.sam import Sam
 from edgesam_deploy.model_card import model_card
-from edgesam_deploy.ops import report
+from edgesam_deploy.ops import parts_report
 from edgesam_deploy.parity import SEEDS, Parity, measure, shipped_pictures
 from edgesam_deploy.passes.engine import Engine, ProofMode, Step
 from edgesam_deploy.passes.program import Program
@@ -53,13 +56,15 @@ def build(
     dump_after: str | None = None,
     strict: bool = False,
     overwrite: bool = False,
+    pictures: Mapping[str, NDArray[np.uint8]] | None = None,
     progress: Callable[[str], None] = lambda _: None,
     **options: Any,
 ) -> Bundle:
     """Build ``model`` for ``target`` into the folder ``out`` (default ``out/<model>/<target>``) and return the bundle.
 
     options: the fields of the target's dataclass, e.g. ``points=8``. proof: how each pass is checked (``off``, ``fast``
-    two inputs, ``full`` four). strict: also fail where parity could not be verified.
+    two inputs, ``full`` four). strict: also fail where parity could not be verified. pictures: what parity is measured
+    on instead of the shipped photographs, (H, W, 3) uint8 RGB by name.
 
     Raises ParityError when the artifact is not the model, PassError when a pass left its bound, UsageError and
     OutputError for what was asked, MissingToolkit for what is not installed. Whatever is raised, ``out`` stays as it
@@ -87,13 +92,14 @@ def build(
                 chosen.emit(program, interface, place / _file(program, chosen), _metadata(model, interface, program))
         with timings.stage("operators"):
             progress("operator report")
-            ops = {p.name: report(place / _file(p, chosen), [chosen.name]).to_json() for p in programs}
-            (place / "ops.json").write_text(dump_json({"schema": 1, "parts": ops}))
+            ops = parts_report(chosen.name, {p.name: place / _file(p, chosen) for p in programs})
+            (place / "ops.json").write_text(dump_json(ops))
         content = _content(model, chosen, interface, programs, engine.steps)
         (place / "README.md").write_text(model_card(content))
         write_manifest(place, content)
         with timings.stage("parity"):
-            parity = measure(model, open_predictor(place), precision=chosen.options()["precision"], progress=progress)
+            precision = chosen.options()["precision"]
+            parity = measure(model, open_predictor(place), precision=precision, pictures=pictures, progress=progress)
         _gate(parity, strict=strict)
         unhashed = open_bundle(place)
         unhashed.write_json("parity.json", parity.to_json())

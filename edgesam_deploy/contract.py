@@ -18,7 +18,7 @@ from edgesam_deploy.model.transforms import PIXEL_MEAN, PIXEL_STD
 
 Io = Literal["contract", "edgesam", "sam"]
 Dtype = Literal["float32", "uint8", "int64", "bool"]
-Role = Literal["normal", "image", "coords", "labels", "mask_logits", "flag", "resized_size", "original_size"]
+Role = Literal["normal", "scene", "image", "coords", "labels", "mask_logits", "flag", "resized_size", "original_size"]
 DYNAMIC = "dynamic"
 DEFAULT_POINTS = 6
 SCHEMA = 1
@@ -54,7 +54,22 @@ def _sizes_sample(spec: TensorSpec, shape: tuple[int, ...], rng: np.random.Gener
     return rng.integers(spec.extent // 4, spec.extent, shape, endpoint=True)
 
 
+def _scene_sample(_: TensorSpec, shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[Any]:
+    """(1, 3, H, W) like a normalised photograph: flat patches, an offset per channel, noise, padding below.
+
+    White noise would not do: its mean is 0 everywhere, which hides what large sums do to fp32 and fp16.
+    """
+    _, channels, height, width = shape
+    patch = max(height // 16, 1)
+    coarse = rng.standard_normal((channels, -(-height // patch), -(-width // patch)))
+    scene = np.kron(coarse, np.ones((patch, patch)))[:, :height, :width]
+    scene += rng.uniform(-1, 1, (channels, 1, 1)) + 0.2 * rng.standard_normal((channels, height, width))
+    scene[:, int(height * rng.uniform(0.6, 1)) :] = 0
+    return scene[None]
+
+
 _SAMPLERS: dict[Role, Any] = {
+    "scene": _scene_sample,
     "normal": lambda _, shape, rng: rng.standard_normal(shape),
     "mask_logits": lambda _, shape, rng: 5 * rng.standard_normal(shape),
     "image": lambda _, shape, rng: rng.integers(0, 255, shape, endpoint=True),
@@ -124,7 +139,7 @@ class Interface:
         size = self.image_size
         if not self.embed_preprocess:
             meaning = f"RGB, long side {size}, normalised, then zero-padded right and bottom"
-            return (TensorSpec("image", (1, 3, size, size), meaning=meaning),)
+            return (TensorSpec("image", (1, 3, size, size), role="scene", meaning=meaning),)
         meaning = f"RGB 0..255, long side {size}, padded right and bottom with anything"
         return (
             TensorSpec("image", (1, size, size, 3), "uint8", "image", meaning),

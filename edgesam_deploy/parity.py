@@ -5,7 +5,9 @@ GELU), which is what a converter must reproduce, and, where the caller chose an 
 form, so that the price of the choice is told apart from converter error. The verdict is pass, fail, or not verified.
 
 Definitions: the IoU of two empty masks is 1; a best-mask flip counts where the reference's margin between the scores
-exceeds 1e-3; decibels are 20 log10(|reference| / |error|) in L2.
+exceeds 1e-3; decibels are 20 log10(|reference| / |error|) in L2. The verdict's mask IoU counts only pixels that the
+reference decides, |logit| above the relative bound times the standard deviation: in a small mask a single pixel whose
+logit is 0 to six digits would otherwise decide. The plain IoU stands beside it.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 Verdict = Literal["pass", "fail", "not verified"]
 Progress = Callable[[str], None]
 FLIP_MARGIN = 1e-3
+STABILITY_PIXELS = 2
 SEEDS = (1, 2)
 
 
@@ -59,9 +62,11 @@ class Difference:
     decibels: float
     reference_std: float
     mask_iou: float | None = None  # the worst over the masks, at the picture's size
+    decided_mask_iou: float | None = None  # the same over the pixels that the reference decides
     flipped_pixels: float | None = None  # share of all pixels
     order_kept: bool | None = None  # scores sorted alike, wherever they differ by more than the margin
     best_mask_flip: bool | None = None
+    score_pixels: float | None = None  # stability scores: pixels by which a count differs beyond the relative bound
 
 
 @dataclass
@@ -101,6 +106,7 @@ def summarise(rows: Sequence[Difference]) -> dict[str, Any]:
     return {
         "outputs": worst,
         "mask_iou": min(ious, default=None),
+        "decided_mask_iou": min((r.decided_mask_iou for r in rows if r.decided_mask_iou is not None), default=None),
         "flipped_pixels": max(flips, default=None),
         "best_mask_flips": sum(bool(r.best_mask_flip) for r in rows),
         "order_changes": sum(r.order_kept is False for r in rows),
@@ -198,6 +204,7 @@ def compare(
     reference: PromptPredictor,
     artifact: BundlePredictor,
     pictures: Mapping[str, NDArray[np.uint8]],
+    bounds: Bounds,
     progress: Progress = lambda _: None,
 ) -> tuple[list[Difference], list[str]]:
     """Every output of every case on every picture, and the detectors' findings (an empty list is good)."""
@@ -213,7 +220,7 @@ def compare(
         embeddings.append((theirs, ours))
         findings += _dead(f"embeddings of {name}", theirs, ours)
         if artifact.has_decoder:
-            found, more = _prompt_rows(reference, artifact, name, cases)
+            found, more = _prompt_rows(reference, artifact, name, cases, bounds)
             rows += found
             findings += more
     findings += _ignores_input("embeddings ignore the picture", embeddings)
@@ -226,7 +233,7 @@ def _numpy(features: Any) -> FloatArray:
 
 
 def _prompt_rows(
-    reference: PromptPredictor, artifact: BundlePredictor, name: str, cases: Sequence[Case]
+    reference: PromptPredictor, artifact: BundlePredictor, name: str, cases: Sequence[Case], bounds: Bounds
 ) -> tuple[list[Difference], list[str]]:
     rows: list[Difference] = []
     findings: list[str] = []
@@ -238,7 +245,7 @@ def _prompt_rows(
             prompt["mask_input"] = logits
         (theirs, their_scores), (ours, our_scores) = (_answers(p, prompt, artifact) for p in (reference, artifact))
         logits = theirs[:1, :1] if logits is None else logits
-        rows += _case_rows(reference, artifact, name, case, (theirs, their_scores), (ours, our_scores))
+        rows += _case_rows(reference, artifact, name, case, (theirs, their_scores), (ours, our_scores), bounds)
         findings += _dead(f"logits of {name}, {case.name}", theirs, ours)
         if theirs.shape[0] == 1:
             pairs.append((theirs, ours))
@@ -278,16 +285,20 @@ def _case_rows(
     case: Case,
     theirs: tuple[FloatArray, FloatArray],
     ours: tuple[FloatArray, FloatArray],
+    bounds: Bounds,
 ) -> Iterator[Difference]:
-    full = reference.upscale(theirs[0]), artifact.full_masks(ours[0])
-    masks = tuple(m > reference.mask_threshold for m in full)
+    full = reference.upscale(theirs[0])
+    masks = full > reference.mask_threshold, artifact.full_masks(ours[0]) > reference.mask_threshold
+    undecided = np.abs(full - reference.mask_threshold) <= bounds.relative_l2 * full.std()
     yield _difference(
         picture, case.name, "logits", theirs[0], ours[0],
-        mask_iou=mask_iou(*masks), flipped_pixels=float((masks[0] != masks[1]).mean()),
+        mask_iou=mask_iou(*masks), decided_mask_iou=mask_iou(masks[0] | undecided, masks[1] | undecided),
+        flipped_pixels=float((masks[0] != masks[1]).mean()),
     )  # fmt: skip
     yield _difference(
         picture, case.name, "scores", theirs[1], ours[1],
         order_kept=_order_kept(theirs[1], ours[1]), best_mask_flip=_best_mask_flip(theirs[1], ours[1]),
+        score_pixels=_score_pixels(theirs, ours[1], bounds) if artifact.interface.scores == "stability" else None,
     )  # fmt: skip
 
 
@@ -311,6 +322,13 @@ def mask_iou(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
     both = (a & b).sum((-1, -2)).astype(np.float64)
     either = (a | b).sum((-1, -2)).astype(np.float64)
     return float(np.where(either == 0, 1.0, both / np.maximum(either, 1)).min())
+
+
+def _score_pixels(theirs: tuple[FloatArray, FloatArray], scores: FloatArray, bounds: Bounds) -> float:
+    area = (theirs[0] > -1).sum((-1, -2))  # the larger of the two counts of a stability score
+    if theirs[1].shape != scores.shape:
+        return math.inf
+    return float((np.maximum(np.abs(theirs[1] - scores) - bounds.relative_l2, 0) * area).max())
 
 
 def _best_mask_flip(reference: FloatArray, other: FloatArray) -> bool:
@@ -359,16 +377,27 @@ def judge(rows: Sequence[Difference], findings: Sequence[str], bounds: Bounds) -
     reasons = list(dict.fromkeys(findings))
     for row in rows:
         where = f"{row.output} of {row.picture}, {row.case}"
-        if not row.relative_l2 <= bounds.relative_l2:
+        if row.output == "scores":
+            reasons += [f"{where}: {found}" for found in _score_faults(row, bounds)]
+        elif not row.relative_l2 <= bounds.relative_l2:
             reasons.append(f"{where}: relative L2 {row.relative_l2:.2e}, at most {bounds.relative_l2:.0e} allowed")
-        if row.mask_iou is not None and not row.mask_iou >= bounds.mask_iou:
-            reasons.append(f"{where}: mask IoU {row.mask_iou:.5f}, at least {bounds.mask_iou} wanted")
+        if row.decided_mask_iou is not None and not row.decided_mask_iou >= bounds.mask_iou:
+            reasons.append(f"{where}: mask IoU {row.decided_mask_iou:.5f}, at least {bounds.mask_iou} wanted")
     flips = [f"{r.picture}, {r.case}" for r in rows if r.best_mask_flip]
     if len(flips) > bounds.best_mask_flips:
         reasons.append(f"another mask has the best score: {flips[0]}")
     if not rows:
         return "not verified", ["nothing was run"]
     return ("fail" if reasons else "pass"), reasons
+
+
+def _score_faults(row: Difference, bounds: Bounds) -> list[str]:
+    """Predicted IoU is a number near 1; a stability score is a ratio of counts, which moves by whole pixels."""
+    if row.score_pixels is None:
+        good = row.max_abs <= bounds.relative_l2
+        return [] if good else [f"off by {row.max_abs:.2e}, at most {bounds.relative_l2:.0e} allowed"]
+    good = row.score_pixels <= STABILITY_PIXELS
+    return [] if good else [f"off by {row.score_pixels:.0f} pixels of the counted area"]
 
 
 def measure(
@@ -385,13 +414,13 @@ def measure(
     chosen = dict(shipped_pictures() if pictures is None else pictures)
     chosen.update({f"seed {seed}": seeded_scene(seed) for seed in SEEDS})
     bounds = BOUNDS[precision]
-    rows, findings = compare(SamPredictor(model), artifact, chosen, progress)
+    rows, findings = compare(SamPredictor(model), artifact, chosen, bounds, progress)
     verdict, reasons = judge(rows, findings, bounds)
     _, skipped = usable_cases(artifact.interface)
     parity = Parity(verdict, reasons, artifact.executed, _described(model), precision, bounds, rows, skipped)
     own = model.in_own_form()
     if own is not None:
-        own_rows, _ = compare(SamPredictor(own), artifact, dict(list(chosen.items())[:2]), progress)
+        own_rows, _ = compare(SamPredictor(own), artifact, dict(list(chosen.items())[:2]), bounds, progress)
         parity.faithful = {"reference": _described(own), "summary": summarise(own_rows)}
     return parity
 

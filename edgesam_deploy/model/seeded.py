@@ -2,7 +2,8 @@
 
 NumPy's legacy generator is frozen by policy (NEP 19), so each tensor, seeded by the CRC of its name, is the same for
 ever. Nothing is left at its neutral value: batch-norm statistics, biases and norm gains are all drawn, since converters
-delete dead branches and an artifact that skips one would still "pass". Activations stay near 1, mask logits near 8.
+delete dead branches and an artifact that skips one would still "pass". Residual branches are drawn small: activations
+that double with every block make squeeze-and-excite gates flip at the last bit, and then nothing can be compared.
 """
 
 from __future__ import annotations
@@ -36,8 +37,20 @@ def _gain(name: str) -> float:
     return 0.8 if ".blocks." in name else 1.3
 
 
+# norms that end a branch beside an identity, of which EdgeSAM's encoder chains forty
+RESIDUAL = (
+    "token_mixer.0.conv.bn.weight",
+    "token_mixer.0.conv1.bn.weight",
+    "token_mixer.0.conv1.weight",
+    "channel_mixer.m.2.bn.weight",
+)
+RESIDUAL_GAIN = 0.52  # smaller and the embeddings hardly depend on the picture, larger and they are chaotic
+
+
 def seeded_tensor(name: str, shape: tuple[int, ...], seed: int) -> NDArray[np.float32] | NDArray[np.int64]:
     """The tensor of a state_dict entry, by the role that its name tells."""
+    if name.endswith(RESIDUAL):
+        return _uniform(name, seed, shape, 0.5 * RESIDUAL_GAIN, 1.1 * RESIDUAL_GAIN)
     leaf = name.rsplit(".", 1)[-1]
     if leaf == "num_batches_tracked":
         return np.array(1000, dtype=np.int64)

@@ -8,14 +8,15 @@ relative L2. Steps that rewrote nothing have nothing to prove.
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from edgesam_deploy.contract import sample_inputs
-from edgesam_deploy.errors import PassError, UnknownName
+from edgesam_deploy.errors import EdgeSamDeployError, PassError, UnknownName
 from edgesam_deploy.passes.execute import Arrays, relative_l2, run_program
 from edgesam_deploy.passes.program import Dialect, Program
 
@@ -97,26 +98,23 @@ class Engine:
         known = self._outputs(program)
         for rewrite in pipeline:
             program, known = self._step(program, rewrite, known)
-            if rewrite.name == self.dump_after and self.dump_dir is not None:
-                dump(program, self.dump_dir)
         return program
 
     def _step(self, program: Program, rewrite: Pass, known: list[Arrays]) -> tuple[Program, list[Arrays]]:
         self.progress(f"{program.name}: {rewrite.name}")
         after = program.copy()
         start = time.perf_counter()
-        try:
+        with _blaming(rewrite, program):
             sites = rewrite(after)
-        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
-            raise PassError(f"pass {rewrite.name} failed on {program.name}: {type(e).__name__}: {e}") from e
         seconds = time.perf_counter() - start
-        if sites == 0:
-            after, outputs, error, proof_seconds = program, known, None, 0.0
-        else:
-            start = time.perf_counter()
-            outputs = self._outputs(after)
-            error = _worst(known, outputs)
-            proof_seconds = time.perf_counter() - start
+        after = after if sites else program
+        if rewrite.name == self.dump_after and self.dump_dir is not None:
+            dump(after, self.dump_dir)  # before the proof: a wrong program is the one to look at
+        start = time.perf_counter()
+        with _blaming(rewrite, program):
+            outputs = self._outputs(after) if sites else known
+        error = _worst(known, outputs) if sites else None
+        proof_seconds = time.perf_counter() - start if sites else 0.0
         counts = sum(program.operators().values()), sum(after.operators().values())
         step = Step(rewrite.name, program.name, sites, *counts, seconds, rewrite.bound, error, proof_seconds)
         self.steps.append(step)
@@ -131,8 +129,23 @@ class Engine:
         return [run_program(program, sample_inputs(program.inputs, seed)) for seed in SEEDS[self.proof]]
 
 
+@contextlib.contextmanager
+def _blaming(rewrite: Pass, program: Program) -> Iterator[None]:
+    """Whatever the pass raises, and whatever running the program it left behind raises, is reported as its fault."""
+    try:
+        yield
+    except EdgeSamDeployError:
+        raise
+    except Exception as e:  # runtimes have error types of their own
+        raise PassError(f"pass {rewrite.name} failed on {program.name}: {type(e).__name__}: {e}") from e
+
+
 def _worst(before: list[Arrays], after: list[Arrays]) -> float | None:
-    errors = [relative_l2(a[name], b[name]) for a, b in zip(before, after, strict=True) for name in a]
+    errors = [
+        relative_l2(a[name], b[name]) if a[name].dtype == b[name].dtype else float("inf")
+        for a, b in zip(before, after, strict=True)
+        for name in a
+    ]
     if any(e != e for e in errors):
         return float("nan")
     return max(errors, default=None)

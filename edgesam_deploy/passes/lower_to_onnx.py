@@ -6,9 +6,13 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from edgesam_deploy.passes.engine import Pass, exact
 from edgesam_deploy.passes.program import Program
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 
 def lower_to_onnx(opset: int, ir_version: int) -> Pass:
@@ -38,14 +42,31 @@ def _lower(program: Program, opset: int, ir_version: int) -> int:
             verify=False,
             verbose=False,
             opset_version=opset,
-            output_names=[spec.name for spec in program.outputs],
         )
     assert exported is not None
     model = exported.model
     model.ir_version = ir_version
     model.graph.name = program.name
+    _name_outputs(model, program)
     program.body = model
     return len(model.graph)
+
+
+def _name_outputs(model: ir.Model, program: Program) -> None:
+    """Give the outputs the contract's names; one that is an input, a constant or another output is copied."""
+    import onnx_ir as ir
+    from onnx_ir.passes import common
+
+    graph = model.graph
+    for index, value in enumerate(graph.outputs):
+        if value.is_graph_input() or value.is_initializer() or value in graph.outputs[:index]:
+            copy = ir.node("Identity", [value])
+            copy.outputs[0].shape, copy.outputs[0].type = value.shape, value.type
+            graph.append(copy)
+            graph.outputs[index] = copy.outputs[0]
+    for value, spec in zip(graph.outputs, program.outputs, strict=True):
+        value.name = spec.name
+    common.NameFixPass()(model)  # another value may have had that name
 
 
 @contextlib.contextmanager

@@ -56,12 +56,14 @@ class OnnxTarget(Target):
             aten.legalize_bicubic,
             aten.channel_last_upscaling,
             aten.gather_to_slice,
+            aten.decompose_spatial_mean,  # ONNX Runtime sums a whole map in one fp32 register
             aten.eliminate_dead,  # last at this level: the exporter would lower dead operators too
             lower_to_onnx(self.opset, IR_VERSIONS[self.opset]),
             onnx.legalize_cast_like,  # a Cast can be folded, a CastLike of a runtime value cannot
             onnx.canonicalize_reshape,  # before folding: it frees the shape arithmetic that folding then removes
             onnx.fold_constants,
             onnx.eliminate_identity,
+            onnx.legalize_layer_norm,  # ONNX Runtime's fused Add + LayerNorm is slower than its parts
             onnx.eliminate_common,
             onnx.eliminate_dead,
             onnx.canonicalize_names,  # last: names are given to what is left

@@ -345,7 +345,7 @@ def test_methods_put_over_a_tensors_own_are_left_behind(tmp_path: Path) -> None:
 def test_attributes_of_the_dict_are_not_trusted(tmp_path: Path) -> None:
     class Tree:
         def __reduce__(self) -> tuple[object, ...]:
-            shadows = {name: OrderedDict for name in ("items", "keys", "values", "get", "__iter__")}
+            shadows = dict.fromkeys(("items", "keys", "values", "get", "__iter__"), OrderedDict)
             return OrderedDict, (), shadows, None, iter(weights().items())
 
     assert_same(read(tmp_path, saved({"model": Tree()})).tensors, weights())

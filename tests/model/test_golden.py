@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import golden_weights
 import numpy as np
 import pytest
 import torch
@@ -30,7 +31,10 @@ CASES = {
 @pytest.fixture(scope="module", params=["bicubic", "bilinear"])
 def golden(request):
     name = "edge_sam" if request.param == "bicubic" else "edge_sam_bilinear"
-    model = load("edge_sam", seed=0, upsample=request.param)
+    model = load("edge_sam", upsample=request.param)
+    shapes = {key: value.shape for key, value in model.state_dict().items()}
+    state = golden_weights.state_dict(shapes, seed=0)
+    model.load_state_dict({key: torch.from_numpy(np.asarray(value)) for key, value in state.items()})
     predictor = SamPredictor(model)
     predictor.set_image(picture(300, 451, 10))
     return model, predictor, np.load(DATA / f"{name}.seed0.npz")

@@ -1,6 +1,7 @@
 """Rewrites of the traced program, shared by every target."""
 
 from edgesam_deploy.passes.aten.channel_last_upscaling import channel_last_upscaling
+from edgesam_deploy.passes.aten.decompose_spatial_mean import decompose_spatial_mean
 from edgesam_deploy.passes.aten.eliminate_dead import eliminate_dead
 from edgesam_deploy.passes.aten.eliminate_identity import eliminate_identity
 from edgesam_deploy.passes.aten.fold_batch_norm import fold_batch_norm
@@ -11,6 +12,7 @@ from edgesam_deploy.passes.aten.merge_parallel_convs import merge_parallel_convs
 
 __all__ = [
     "channel_last_upscaling",
+    "decompose_spatial_mean",
     "eliminate_dead",
     "eliminate_identity",
     "fold_batch_norm",

@@ -61,6 +61,9 @@ def _match(graph: AtenGraph, product: Node) -> _Chain | None:
         return None
     if result.target != aten.unflatten.int or not only_reader(product) or len(shape(product)) != 3:
         return None
+    if not only_reader(flat) or not _undoes(result, flat):
+        log.debug("channel_last_upscaling: %s has another reader, or does not end in its own size", flat.name)
+        return None
     node, layers = flat.args[0], []
     while isinstance(node, Node) and only_reader(node):
         layer, before = _layer(graph, node)
@@ -70,11 +73,19 @@ def _match(graph: AtenGraph, product: Node) -> _Chain | None:
         node = before
     tokens = _tokens(node)
     chain_has_conv = any(layer.target == aten.conv_transpose2d.input for layer in layers)
-    if tokens is None or not chain_has_conv or len(shape(result)) != 4:
+    if tokens is None or not chain_has_conv:
         log.debug("channel_last_upscaling: %s does not start at tokens in a grid", product.name)
         return None
     height, width = shape(node)[2:]
     return _Chain(tokens, (height, width), tuple(reversed(layers)), hyper, result)  # type: ignore[arg-type]
+
+
+def _undoes(result: Node, flat: Node) -> bool:
+    """Whether ``flat`` is the (B, C, H W) of a static map (B, C, H, W) and ``result`` has that H and W again."""
+    size = shape(flat.args[0])[2:]
+    joins = argument(flat, 1, "start_dim", 0) == 2 and argument(flat, 2, "end_dim", -1) in (3, -1)
+    static = len(size) == 2 and all(isinstance(d, int) for d in size)
+    return joins and static and argument(result, 1, "dim") in (2, -1) and shape(result)[2:] == size
 
 
 def _layer(graph: AtenGraph, node: Node) -> tuple[Node | None, Node | None]:
@@ -119,6 +130,8 @@ def _tokens(node: Any) -> Node | None:
     if not isinstance(node, Node) or node.target != aten.unflatten.int:
         return None
     source = node.args[0]
+    if argument(node, 1, "dim") not in (2, -1):
+        return None
     swapped = isinstance(source, Node) and source.target == aten.transpose.int and sorted(source.args[1:]) == [1, 2]  # type: ignore[type-var]
     return source.args[0] if swapped and len(shape(node)) == 4 else None  # type: ignore[union-attr, return-value]
 

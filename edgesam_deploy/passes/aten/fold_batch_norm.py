@@ -33,11 +33,13 @@ def _fold(graph: AtenGraph, norm: Node) -> bool:
         return False
     weight = graph.constant(conv.args[1])
     bias_node = argument(conv, 2, "bias")
+    gain_node, shift_node = argument(norm, 1, "weight"), argument(norm, 2, "bias")
     statistics = [graph.constant(argument(norm, i, n)) for i, n in ((3, "running_mean"), (4, "running_var"))]
-    if weight is None or (bias_node is not None and graph.constant(bias_node) is None) or None in statistics:
+    computed = [n for n in (bias_node, gain_node, shift_node) if n is not None and graph.constant(n) is None]
+    if weight is None or computed or None in statistics:
         return False
     mean, var = (s.double() for s in statistics if s is not None)
-    gain, shift = (_affine(graph, argument(norm, i, n)) for i, n in ((1, "weight"), (2, "bias")))
+    gain, shift = _affine(graph, gain_node), _affine(graph, shift_node)
     scale = torch.rsqrt(var + argument(norm, 7, "eps", 1e-5)) * (1 if gain is None else gain)
     bias = graph.constant(bias_node)
     offset = ((0 if bias is None else bias.double()) - mean) * scale + (0 if shift is None else shift)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import chain, count
 from typing import Any
 
 import torch
@@ -60,7 +61,7 @@ class AtenGraph:
         """A new constant called ``name`` (made unique), as a node that later ones may read."""
         value = value.detach().contiguous()
         taken = {s.target for s in self._specs.values()}
-        unique = next(n for n in (name, *(f"{name}_{i}" for i in range(1, 10_000))) if n not in taken)
+        unique = next(n for n in chain([name], (f"{name}_{i}" for i in count(1))) if n not in taken)
         first = next(iter(self.graph.nodes))
         with self.graph.inserting_before(first):
             node: Node = self.graph.placeholder("c_" + unique.replace(".", "_"))

@@ -50,7 +50,8 @@ def _merge(graph: AtenGraph, total: Node) -> bool:
         branches = [_branch(graph, leaf, source) for leaf in leaves]
         convs = [b.conv for b in branches if b is not None and b.conv is not None]
         if None not in branches and len(leaves) > 1 and len({argument(c, 6, "groups", 1) for c in convs}) == 1:
-            _replace(graph, total, source, convs, with_identity=len(convs) < len(leaves))
+            _replace(graph, total, source, convs, identities=len(leaves) - len(convs))
+            graph.graph.eliminate_dead_code()  # the inner sums: they must not be taken for sites of their own
             return True
     log.debug("merge_parallel_convs: %s is not a sum over one input", total.name)
     return False
@@ -88,15 +89,14 @@ def _branch(graph: AtenGraph, leaf: Node, source: Node) -> _Branch | None:
     return _Branch(source, leaf) if plain and keeps_size and same_shape(leaf, source) else None
 
 
-def _replace(graph: AtenGraph, total: Node, source: Node, convs: list[Node], *, with_identity: bool) -> None:
+def _replace(graph: AtenGraph, total: Node, source: Node, convs: list[Node], *, identities: int) -> None:
     weights = [graph.constant(conv.args[1]) for conv in convs]
     largest = max(convs, key=lambda c: graph.constant(c.args[1]).shape[2:].numel())  # type: ignore[union-attr]
     height, width = (max(w.shape[i] for w in weights if w is not None) for i in (2, 3))
     merged = sum(_centred(w.double(), height, width) for w in weights if w is not None)
     assert isinstance(merged, Tensor)
     groups = argument(largest, 6, "groups", 1)
-    if with_identity:
-        merged = merged + _identity(merged, groups)
+    merged = merged + identities * _identity(merged, groups)
     biases = [graph.constant(argument(conv, 2, "bias")) for conv in convs]
     bias = sum((b.double() for b in biases if b is not None), torch.zeros(merged.shape[0], dtype=torch.float64))
     name = graph.target(largest.args[1]).removesuffix(".weight")

@@ -7,6 +7,7 @@ from edgesam_deploy.passes.onnx.eliminate_dead import eliminate_dead
 from edgesam_deploy.passes.onnx.eliminate_identity import eliminate_identity
 from edgesam_deploy.passes.onnx.fold_constants import fold_constants
 from edgesam_deploy.passes.onnx.legalize_cast_like import legalize_cast_like
+from edgesam_deploy.passes.onnx.legalize_layer_norm import legalize_layer_norm
 
 __all__ = [
     "canonicalize_names",
@@ -16,4 +17,5 @@ __all__ = [
     "eliminate_identity",
     "fold_constants",
     "legalize_cast_like",
+    "legalize_layer_norm",
 ]

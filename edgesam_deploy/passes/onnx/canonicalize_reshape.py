@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx_ir as ir
 from numpy.typing import NDArray
+from onnx_ir.passes import common
 
 from edgesam_deploy.passes.engine import exact
 from edgesam_deploy.passes.onnx.graph import add_initializer, constant, count_removed, dims
@@ -27,12 +27,12 @@ def canonicalize_reshape(program: Program) -> int:
             node.attributes.pop("allowzero", None)  # the exporter sets it where 0 could be a size; here it means "copy"
             node.replace_input_with(1, add_initializer(graph, f"{node.outputs[0].name}_shape", shape))
             sites += 1
-    count_removed(program, ir.passes.common.RemoveUnusedNodesPass())
+    count_removed(program, common.RemoveUnusedNodesPass())
     return sites
 
 
 def _constant_shape(before: list[str] | None, after: list[str] | None) -> NDArray[np.int64] | None:
-    if before is None or after is None:
+    if before is None or after is None or "0" in after:  # a size of 0 would be read as "copy"
         return None
     shape = [int(d) if d.isdigit() else None for d in after]
     unknown = [axis for axis, size in enumerate(shape) if size is None]

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import onnx_ir as ir
+from onnx_ir.passes import common
 
 from edgesam_deploy.passes.engine import exact
 from edgesam_deploy.passes.onnx.graph import count_removed
@@ -16,5 +16,7 @@ def eliminate_common(program: Program) -> int:
     Why: traced code repeats itself, and so do small constants such as shapes. Exact. onnx_ir's own passes.
     """
     # the constants first: nodes that differ only by which copy of a shape they read are then the same
-    ir.passes.common.DeduplicateInitializersPass(size_limit=1024)(program.onnx)
-    return count_removed(program, ir.passes.common.CommonSubexpressionEliminationPass())
+    constants = program.onnx.graph.initializers
+    before = len(constants)
+    common.DeduplicateInitializersPass(size_limit=1024)(program.onnx)
+    return before - len(constants) + count_removed(program, common.CommonSubexpressionEliminationPass())

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import onnx_ir as ir
+from onnx_ir.passes import common
 
 from edgesam_deploy.passes.engine import exact
-from edgesam_deploy.passes.onnx.graph import count_removed
 from edgesam_deploy.passes.program import Program
 
 
@@ -13,7 +13,13 @@ def eliminate_dead(program: Program) -> int:
 
     Why: ONNX Runtime executes dead nodes; a chain left behind by a fusion made one encoder 1.2 times slower. Exact.
     """
-    removed = count_removed(program, ir.passes.common.RemoveUnusedNodesPass())
-    ir.passes.common.RemoveUnusedFunctionsPass()(program.onnx)  # type: ignore[no-untyped-call]
-    ir.passes.common.RemoveUnusedOpsetsPass()(program.onnx)
-    return removed
+    model = program.onnx
+    before = _size(model)
+    common.RemoveUnusedNodesPass()(model)
+    common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
+    common.RemoveUnusedOpsetsPass()(model)
+    return before - _size(model)
+
+
+def _size(model: ir.Model) -> int:
+    return len(model.graph) + len(model.graph.initializers) + len(model.functions) + len(model.opset_imports)

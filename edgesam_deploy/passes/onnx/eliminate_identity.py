@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import onnx_ir as ir
+from onnx_ir.passes import common
 
 from edgesam_deploy.passes.engine import exact
 from edgesam_deploy.passes.onnx.graph import constant, count_removed, dims, replace_value
@@ -21,7 +22,7 @@ def eliminate_identity(program: Program) -> int:
     for node in program.onnx.graph:
         if node.inputs and node.inputs[0] is not None and _is_identity(node):
             replace_value(node.outputs[0], node.inputs[0])
-    return count_removed(program, ir.passes.common.RemoveUnusedNodesPass())
+    return count_removed(program, common.RemoveUnusedNodesPass())
 
 
 def _is_identity(node: ir.Node) -> bool:

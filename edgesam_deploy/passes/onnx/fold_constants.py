@@ -6,9 +6,10 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
+from onnx_ir.passes import common
 
 from edgesam_deploy.passes.engine import exact
-from edgesam_deploy.passes.onnx.graph import add_initializer, constant, count_removed, replace_value, static_shape
+from edgesam_deploy.passes.onnx.graph import add_initializer, constant, replace_value, static_shape
 from edgesam_deploy.passes.program import Program
 
 LIMIT = 64 * 2**20  # elements of a result: an Expand must not turn into a file
@@ -26,7 +27,8 @@ def fold_constants(program: Program) -> int:
     evaluator computes the values, all in one run, so the time grows linearly with the graph. Site = a node removed.
     """
     model = program.onnx
-    ir.passes.common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    before = len(model.graph)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     known: dict[ir.Value, NDArray[Any]] = {}
     foldable: list[ir.Node] = []
     inside: set[ir.Value] = set()
@@ -41,9 +43,10 @@ def fold_constants(program: Program) -> int:
     boundary = [v for node in foldable for v in node.outputs if _is_read_outside(v, inside)]
     known.update(zip(boundary, _evaluate(model, foldable, boundary, known), strict=True))
     for value, array in known.items():
-        if _is_read_outside(value, inside):
+        if _is_read_outside(value, inside) and array.size <= LIMIT:  # its size was not always known before
             replace_value(value, add_initializer(model.graph, f"{value.name}_folded", array))
-    return count_removed(program, ir.passes.common.RemoveUnusedNodesPass())
+    common.RemoveUnusedNodesPass()(model)
+    return before - len(model.graph)
 
 
 def _shape_value(node: ir.Node) -> NDArray[Any] | None:

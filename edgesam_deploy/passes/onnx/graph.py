@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain, count
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,9 @@ def constant(value: ir.Value | None) -> NDArray[Any] | None:
 
 def add_initializer(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
     """A new initialiser called ``name``, made unique."""
-    taken = graph.initializers
-    unique = next(n for n in (name, *(f"{name}_{i}" for i in range(1, 100_000))) if n not in taken)
+    results = {v.name for node in ir.traversal.RecursiveGraphIterator(graph) for v in node.outputs}
+    taken = results.union(graph.initializers, (v.name for v in graph.inputs))
+    unique = next(n for n in chain([name], (f"{name}_{i}" for i in count(1))) if n not in taken)
     tensor = ir.Tensor(np.ascontiguousarray(array).reshape(array.shape), name=unique)
     value = ir.Value(name=unique, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
     graph.register_initializer(value)

@@ -1,0 +1,356 @@
+"""The engine proves, records, dumps and blames; and a copy of a program is a copy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail
+from passes.programs import Calls, counts, parsed, randomise, traced
+from torch import nn
+
+from edgesam_deploy.contract import sample_inputs
+from edgesam_deploy.errors import MissingToolkit, PassError, UnknownName
+from edgesam_deploy.passes import aten as aten_passes
+from edgesam_deploy.passes import engine as engine_module
+from edgesam_deploy.passes import onnx as onnx_passes
+from edgesam_deploy.passes.aten.graph import AtenGraph
+from edgesam_deploy.passes.engine import EXACT, SEEDS, Engine, Pass, Step, approximate, exact
+from edgesam_deploy.passes.program import Program
+
+aten = torch.ops.aten
+
+
+def aten_program() -> Program:
+    return traced(randomise(Calls(lambda s, x: s.net(x).relu() + 1, net=nn.Linear(3, 4))), ("batch", 3))
+
+
+def onnx_program() -> Program:
+    return parsed("""
+        part (float[batch,3] x) => (float[batch,3] y) <float[3] w = {1, 2, 3}> { a = Mul(x, w) y = Relu(a) }""")
+
+
+def rewriting(edit: Callable[[AtenGraph], None], sites: int = 1, name: str = "edit") -> Pass:
+    """An aten pass that applies ``edit``."""
+
+    def run(program: Program) -> int:
+        """What it does."""
+        with AtenGraph(program) as graph:
+            edit(graph)
+        return sites
+
+    run.__name__ = name
+    return exact(run)
+
+
+def scale_relu(by: float) -> Callable[[AtenGraph], None]:
+    def edit(graph: AtenGraph) -> None:
+        for node in graph.calls(aten.relu.default):
+            with graph.graph.inserting_after(node):
+                scaled = graph.call(aten.mul.Tensor, node, by)
+            for reader in [user for user in node.users if user is not scaled]:
+                reader.replace_input_with(node, scaled)
+
+    return edit
+
+
+@exact
+def nothing(program: Program) -> int:
+    """Find nothing, but scribble on the program all the same."""
+    with AtenGraph(program) as graph:
+        scale_relu(7.0)(graph)
+    return 0
+
+
+# --- declaring -------------------------------------------------------------------------------------------------------
+
+
+def test_a_pass_is_its_function() -> None:
+    assert (nothing.name, nothing.is_exact, nothing.bound, nothing.dialect) == ("nothing", True, EXACT, "aten")
+    assert nothing.why == "Find nothing, but scribble on the program all the same."
+    assert onnx_passes.fold_constants.dialect == "onnx"
+    assert aten_passes.fold_constants.dialect == "aten"
+
+
+def test_an_approximation_says_so() -> None:
+    rough = approximate(1e-2, "tanh for erf")(lambda program: 0)
+    assert (rough.is_exact, rough.bound, rough.note) == (False, 1e-2, "tanh for erf")
+
+
+# --- proving ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_right_pass_is_recorded() -> None:
+    engine = Engine("fast")
+    after = engine.run(aten_program(), (rewriting(scale_relu(1.0), sites=3, name="harmless"),))
+    (step,) = engine.steps
+    assert isinstance(step, Step)
+    assert (step.name, step.part, step.sites, step.bound, step.error) == ("harmless", "part", 3, EXACT, 0.0)
+    assert (step.operators_before, step.operators_after) == (3, 4) == (3, sum(counts(after).values()))
+    assert step.seconds >= 0
+    assert step.proof_seconds > 0
+
+
+def test_a_wrong_pass_is_named_with_its_figures() -> None:
+    engine = Engine("fast")
+    wrong = rewriting(scale_relu(1.01), sites=5, name="break_relu")
+    with pytest.raises(PassError, match=r"break_relu.*part.*relative L2 \d\.\d\de-0\d.*at most 1e-05.*5 sites"):
+        engine.run(aten_program(), (rewriting(scale_relu(1.0)), wrong, nothing))
+    assert [step.name for step in engine.steps] == ["edit", "break_relu"], (
+        "the step that failed is recorded, none after"
+    )
+    assert engine.steps[-1].error == pytest.approx(0.01, rel=0.5)
+
+
+def test_an_approximation_may_be_as_wrong_as_it_says() -> None:
+    rough = rewriting(scale_relu(1.01)).run
+    assert Engine("fast").run(aten_program(), (approximate(0.1, "why not")(rough),))
+    with pytest.raises(PassError, match="at most 1e-04"):
+        Engine("fast").run(aten_program(), (approximate(1e-4, "too little")(rough),))
+
+
+def test_errors_do_not_add_up_unseen() -> None:
+    """Each step is compared with the one before it: every one has its own bound to keep."""
+    small = approximate(1e-3, "small")(rewriting(scale_relu(1.0005)).run)
+    engine = Engine("fast")
+    engine.run(aten_program(), (small, small, small))
+    assert all(step.error == pytest.approx(5e-4, rel=0.6) for step in engine.steps)
+
+
+def flagged() -> Program:
+    """x * 2 where the flag is set, x * 3 where not."""
+    module = Calls(lambda _, x, y: torch.where(y.reshape(1, 1) > 0.5, x * 2, x * 3))
+    return traced(module, (4, 3), (1,), roles={"y": "flag"})
+
+
+def test_the_second_input_catches_a_branch_that_was_baked_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = flagged()
+    flags = [float(sample_inputs(program.inputs, seed)["y"][0]) for seed in range(100)]
+    with_flag, without = flags.index(1.0), flags.index(0.0)
+
+    def keep_first_branch(graph: AtenGraph) -> None:
+        for node in graph.calls(aten.where.self):
+            graph.replace(node, node.args[1])  # type: ignore[arg-type]
+
+    baked = rewriting(keep_first_branch, name="bake_branch")
+    monkeypatch.setitem(SEEDS, "fast", (with_flag,))
+    assert Engine("fast").run(program, (baked,)), "right on the first input"
+    monkeypatch.setitem(SEEDS, "fast", (with_flag, without))
+    with pytest.raises(PassError, match="bake_branch"):
+        Engine("fast").run(program, (baked,))
+
+
+def test_the_seeded_inputs_are_unrelated() -> None:
+    """Sizes of dynamic dimensions and values differ from seed to seed."""
+    inputs = [sample_inputs(aten_program().inputs, seed)["x"] for seed in SEEDS["full"]]
+    assert len({x.shape[0] for x in inputs}) > 1
+    assert len(SEEDS["fast"]) >= 2
+    first, second = (x.ravel()[:6] for x in inputs[:2])
+    assert not np.allclose(first, second)
+
+
+def test_a_size_that_was_baked_in() -> None:
+    program = traced(Calls(lambda _, x: x.relu().reshape(x.shape[0], 3)), ("batch", 3))
+    size = sample_inputs(program.inputs, SEEDS["fast"][0])["x"].shape[0]
+
+    def bake(graph: AtenGraph) -> None:
+        for node in graph.calls(aten.reshape.default, aten.view.default):
+            node.args = (node.args[0], [size, 3])
+
+    with pytest.raises(PassError, match="bake_size"):
+        Engine("fast").run(program, (rewriting(bake, name="bake_size"),))
+
+
+@pytest.mark.parametrize("make", [float("nan"), float("inf")], ids=["nan", "inf"])
+def test_a_value_that_is_no_number_fails(make: float) -> None:
+    with pytest.raises(PassError, match="poison"):
+        Engine("fast").run(aten_program(), (rewriting(scale_relu(make), name="poison"),))
+
+
+def test_a_program_that_gives_nan_from_the_start_cannot_be_proved() -> None:
+    program = traced(Calls(lambda _, x: (x * 0).log() * 0 + x), (2, 3))
+    with pytest.raises(PassError, match="nan"):
+        Engine("fast").run(program, (rewriting(lambda graph: None),))
+
+
+def test_another_shape_or_type_fails() -> None:
+    def widen(graph: AtenGraph) -> None:
+        (node,) = graph.calls(aten.add.Tensor)
+        with graph.graph.inserting_after(node):
+            wide = graph.call(aten.unsqueeze.default, node, 0)
+        output = graph.graph.output_node()
+        output.replace_input_with(node, wide)
+        graph.ep.graph_signature.output_specs[0].arg.name = wide.name
+
+    def retype(graph: AtenGraph) -> None:
+        (node,) = graph.calls(aten.add.Tensor)
+        with graph.graph.inserting_after(node):
+            double = graph.call(aten.to.dtype, node, torch.float64)
+        graph.graph.output_node().replace_input_with(node, double)
+        graph.ep.graph_signature.output_specs[0].arg.name = double.name
+
+    for edit in (widen, retype):
+        with pytest.raises(PassError, match="inf"):
+            Engine("fast").run(aten_program(), (rewriting(edit),))
+
+
+def test_every_output_counts() -> None:
+    """The second output is wrong where the first is right."""
+    program = traced(Calls(lambda _, x: (x.sigmoid(), x.relu())), (2, 3), outputs=2)
+    with pytest.raises(PassError, match="edit"):
+        Engine("fast").run(program, (rewriting(scale_relu(1.001)),))
+
+
+# --- blaming ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error",
+    [KeyError("k"), TypeError("t"), RuntimeError("r"), AssertionError("a"), StopIteration(), Fail("f")],
+    ids=lambda e: type(e).__name__,
+)  # fmt: skip
+def test_a_pass_that_crashes_is_named(error: Exception) -> None:
+    @exact
+    def crash(program: Program) -> int:
+        raise error
+
+    with pytest.raises(PassError, match=f"crash failed on part: {type(error).__name__}") as caught:
+        Engine("fast").run(aten_program(), (crash,))
+    assert caught.value.__cause__ is error
+
+
+def test_a_program_that_no_longer_runs_is_the_passs_fault() -> None:
+    @exact
+    def dangle(program: Program) -> int:
+        next(iter(program.onnx.graph)).op_type = "NoSuchOperator"
+        return 1
+
+    with pytest.raises(PassError, match="dangle failed on part"):
+        Engine("fast").run(onnx_program(), (dangle,))
+
+
+def test_an_error_on_purpose_keeps_its_exit_code() -> None:
+    @exact
+    def needs_toolkit(program: Program) -> int:
+        raise MissingToolkit("needs X")
+
+    with pytest.raises(MissingToolkit, match="needs X"):
+        Engine("fast").run(aten_program(), (needs_toolkit,))
+
+
+def test_a_pass_of_the_other_dialect_is_named() -> None:
+    with pytest.raises(PassError, match="fold_batch_norm failed"):
+        Engine("fast").run(onnx_program(), (aten_passes.fold_batch_norm,))
+
+
+def test_an_interrupt_is_not_swallowed() -> None:
+    @exact
+    def interrupted(program: Program) -> int:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Engine("off").run(aten_program(), (interrupted,))
+
+
+# --- running ---------------------------------------------------------------------------------------------------------
+
+
+def test_no_sites_no_change() -> None:
+    program = aten_program()
+    engine = Engine("fast")
+    assert engine.run(program, (nothing,)) is program
+    assert counts(program) == {"linear": 1, "relu": 1, "add": 1}
+    (step,) = engine.steps
+    assert (step.sites, step.error, step.proof_seconds) == (0, None, 0.0)
+
+
+def test_an_empty_pipeline() -> None:
+    program = aten_program()
+    assert Engine("fast").run(program, ()) is program
+
+
+def test_the_program_given_stays_as_it_was() -> None:
+    program = aten_program()
+    before = counts(program)
+    after = Engine("fast").run(program, (rewriting(scale_relu(1.0)),))
+    assert after is not program
+    assert counts(program) == before
+
+
+def test_without_proof_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_program(*_: object) -> None:
+        raise AssertionError("must not run")
+
+    monkeypatch.setattr(engine_module, "run_program", run_program)
+    engine = Engine("off")
+    engine.run(aten_program(), (rewriting(scale_relu(3.0)),))
+    assert [step.error for step in engine.steps] == [None]
+
+
+@pytest.mark.parametrize(("proof", "runs"), [("off", 0), ("fast", 4), ("full", 8)])
+def test_how_often_it_runs(monkeypatch: pytest.MonkeyPatch, proof: str, runs: int) -> None:
+    """Once per input before, once after each step that did something; steps that did nothing cost nothing."""
+    calls = []
+    original = engine_module.run_program
+    monkeypatch.setattr(engine_module, "run_program", lambda *a: calls.append(a) or original(*a))
+    Engine(proof).run(aten_program(), (nothing, rewriting(scale_relu(1.0)), nothing))  # type: ignore[arg-type]
+    assert len(calls) == runs
+
+
+def test_one_engine_for_several_parts() -> None:
+    engine = Engine("fast")
+    for name in ("image_encoder", "mask_decoder"):
+        program = aten_program()
+        program.name = name
+        engine.run(program, (nothing,))
+    assert [(s.part, s.name) for s in engine.steps] == [("image_encoder", "nothing"), ("mask_decoder", "nothing")]
+
+
+def test_progress() -> None:
+    told: list[str] = []
+    Engine("off", progress=told.append).run(aten_program(), (nothing, rewriting(scale_relu(1.0))))
+    assert told == ["part: nothing", "part: edit"]
+
+
+# --- dumping ---------------------------------------------------------------------------------------------------------
+
+
+def test_dump_after_an_aten_pass(tmp_path: Path) -> None:
+    engine = Engine("off", "edit", tmp_path / "new" / "folder")
+    engine.run(aten_program(), (rewriting(scale_relu(1.5)), rewriting(scale_relu(2.5), name="later")))
+    text = (tmp_path / "new" / "folder" / "part.aten.txt").read_text()
+    assert "1.5" in text
+    assert "2.5" not in text
+
+
+def test_dump_after_an_onnx_pass(tmp_path: Path) -> None:
+    engine = Engine("off", "canonicalize_names", tmp_path)
+    engine.run(onnx_program(), (onnx_passes.canonicalize_names,))
+    assert [n.name for n in ir.load(tmp_path / "part.onnx").graph] == ["Mul_0", "Relu_0"]
+
+
+def test_dump_after_a_pass_that_found_nothing(tmp_path: Path) -> None:
+    Engine("off", "nothing", tmp_path).run(aten_program(), (nothing,))
+    assert "7.0" not in (tmp_path / "part.aten.txt").read_text()
+
+
+def test_the_wrong_program_is_what_one_wants_to_see(tmp_path: Path) -> None:
+    """As the message of the failure recommends."""
+    with pytest.raises(PassError, match="see --dump-after break_relu"):
+        Engine("fast", "break_relu", tmp_path).run(aten_program(), (rewriting(scale_relu(1.25), name="break_relu"),))
+    assert "1.25" in (tmp_path / "part.aten.txt").read_text()
+
+
+def test_dump_after_a_name_that_is_not_in_the_pipeline(tmp_path: Path) -> None:
+    with pytest.raises(UnknownName, match=r"fold_batch_norms.*did you mean fold_batch_norm"):
+        Engine("off", "fold_batch_norms", tmp_path).run(aten_program(), (aten_passes.fold_batch_norm, nothing))
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_dump_unless_asked(tmp_path: Path) -> None:
+    Engine("off", None, tmp_path).run(aten_program(), (nothing,))
+    assert not list(tmp_path.iterdir())
