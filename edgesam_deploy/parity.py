@@ -170,7 +170,7 @@ def shipped_pictures() -> dict[str, NDArray[np.uint8]]:
 def seeded_scene(seed: int) -> NDArray[np.uint8]:
     """A noisy scene of odd size from a seed, unlike any photograph: (H, W, 3) uint8."""
     rng = np.random.default_rng(seed)
-    height, width = (int(side) for side in rng.integers(200, 700, 2))
+    height, width = (int(side) for side in rng.integers(120, 400, 2))
     coarse = rng.integers(0, 256, (height // 16 + 1, width // 16 + 1, 3))
     scene = np.kron(coarse, np.ones((16, 16, 1)))[:height, :width]
     return np.clip(scene + rng.normal(0, 20, scene.shape), 0, 255).astype(np.uint8)
@@ -287,19 +287,35 @@ def _case_rows(
     ours: tuple[FloatArray, FloatArray],
     bounds: Bounds,
 ) -> Iterator[Difference]:
-    full = reference.upscale(theirs[0])
-    masks = full > reference.mask_threshold, artifact.full_masks(ours[0]) > reference.mask_threshold
-    undecided = np.abs(full - reference.mask_threshold) <= bounds.relative_l2 * full.std()
     yield _difference(
-        picture, case.name, "logits", theirs[0], ours[0],
-        mask_iou=mask_iou(*masks), decided_mask_iou=mask_iou(masks[0] | undecided, masks[1] | undecided),
-        flipped_pixels=float((masks[0] != masks[1]).mean()),
-    )  # fmt: skip
+        picture,
+        case.name,
+        "logits",
+        theirs[0],
+        ours[0],
+        **_masks_apart(reference, artifact, theirs[0], ours[0], bounds),
+    )
     yield _difference(
         picture, case.name, "scores", theirs[1], ours[1],
         order_kept=_order_kept(theirs[1], ours[1]), best_mask_flip=_best_mask_flip(theirs[1], ours[1]),
         score_pixels=_score_pixels(theirs, ours[1], bounds) if artifact.interface.scores == "stability" else None,
     )  # fmt: skip
+
+
+def _masks_apart(
+    reference: PromptPredictor, artifact: BundlePredictor, theirs: FloatArray, ours: FloatArray, bounds: Bounds
+) -> dict[str, float]:
+    """How the thresholded masks differ at the picture's size."""
+    if theirs.shape != ours.shape:
+        return {"mask_iou": 0.0, "decided_mask_iou": 0.0, "flipped_pixels": 1.0}
+    full = reference.upscale(theirs)
+    a, b = full > reference.mask_threshold, artifact.full_masks(ours) > reference.mask_threshold
+    undecided = np.abs(full - reference.mask_threshold) <= bounds.relative_l2 * full.std()
+    return {
+        "mask_iou": mask_iou(a, b),
+        "decided_mask_iou": mask_iou(a | undecided, b | undecided),
+        "flipped_pixels": float((a != b).mean()),
+    }
 
 
 def _difference(

@@ -34,7 +34,7 @@ def bundles(tiny_model, tmp_path_factory):
         key = repr(sorted(options.items()))
         if key not in built:
             folder = tmp_path_factory.mktemp("bundle") / "onnx"
-            pictures = {"scene": picture(300, 451, 10)}
+            pictures = {"scene": picture(150, 225, 10)}
             built[key] = build(tiny_model, "onnx", folder, proof="off", pictures=pictures, **options)
         return built[key]
 

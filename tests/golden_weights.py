@@ -43,7 +43,7 @@ def tensor(name, shape, seed):
         if "criterion" in name:
             return np.ones(tuple(shape), np.float32)
         return 0.1 * _normal(name, seed, shape)
-    if "embed" in name and tuple(shape)[0] == 1:
+    if "embed" in name and shape[0] == 1:
         return 0.7 * _normal(name, seed, shape)
     if name.endswith(("iou_token.weight", "mask_tokens.weight", "hf_token.weight")):
         return 0.7 * _normal(name, seed, shape)

@@ -23,6 +23,7 @@ class SamPredictor(PromptPredictor):
     """
 
     features: Tensor | None
+    _image_pe: Tensor
 
     def __init__(self, model: Sam) -> None:
         self.model = model
@@ -32,6 +33,8 @@ class SamPredictor(PromptPredictor):
     @torch.no_grad()
     def encode(self, image: NDArray[np.uint8]) -> Tensor:
         pixels = torch.from_numpy(self.preprocess(image)).to(self.model.device)
+        if self.model.promptable:
+            self._image_pe = self.model.prompt_encoder.get_dense_pe()  # once per picture, not per prompt
         return self.model.image_encoder(pixels)  # type: ignore[no-any-return]
 
     @torch.no_grad()
@@ -47,7 +50,7 @@ class SamPredictor(PromptPredictor):
         has_empty = bool((prompts.labels == EMPTY).any())
         low_res, iou = model.mask_decoder.predict_masks(
             self.features,
-            model.prompt_encoder.get_dense_pe(),
+            self._image_pe,
             model.prompt_encoder.embed_slots(coords, labels),
             dense,
             empty_slot_bias(labels) if has_empty else None,

@@ -36,6 +36,8 @@ def _follows_large_add(node: ir.Node) -> bool:
     if source is None or source.shape is None or (axis is not None and axis.as_int() != -1):
         return False
     producer, rows = source.producer(), list(source.shape)[:-1]
+    if any(v.uses() or v.is_graph_output() for v in node.outputs[1:]):
+        return False  # the mean and the deviation would have one axis more
     many = math.prod(r for r in rows if isinstance(r, int)) >= LARGE
     return producer is not None and producer.op_type == "Add" and len(rows) == 2 and many
 
@@ -46,21 +48,19 @@ def _insert_axis(graph: ir.Graph, node: ir.Node) -> None:
     assert source.shape is not None
     axes = add_initializer(graph, "norm_axis", np.array([0], np.int64))
     deeper = ir.Shape([1, *source.shape])
-    lifted = ir.node("Unsqueeze", [source, axes], name=f"{node.name}_lift")
+    lifted = ir.node("Unsqueeze", [source, axes], name=f"{result.name}_lift")
     graph.insert_before(node, lifted)
     node.replace_input_with(0, lifted.outputs[0])
-    lowered = ir.node("Squeeze", [result, axes], name=f"{node.name}_lower")
+    lowered = ir.node("Squeeze", [result, axes], name=f"{result.name}_lower")
     graph.insert_after(node, lowered)
     inner, outer = result, lowered.outputs[0]
     outer.name, inner_name = result.name, f"{result.name}_lifted"
-    outer.shape, outer.dtype = source.shape, source.dtype
+    outer.shape, outer.type = source.shape, source.type
     was_output = inner.is_graph_output()
     for user, index in list(inner.uses()):
         if user is not lowered:
             user.replace_input_with(index, outer)
     if was_output:
         graph.outputs[list(graph.outputs).index(inner)] = outer
-    inner.name = inner_name
-    for value in (lifted.outputs[0], inner):
-        value.shape, value.dtype = deeper, source.dtype
-    lifted.outputs[0].name = f"{source.name}_lifted"
+    for value, name in ((lifted.outputs[0], f"{outer.name}_lift"), (inner, inner_name)):
+        value.name, value.shape, value.type = name, deeper, source.type

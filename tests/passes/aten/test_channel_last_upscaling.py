@@ -120,6 +120,7 @@ def test_identities_hide_the_pattern() -> None:
     "first",
     [
         nn.ConvTranspose2d(C, 4, 3, 2, padding=1, output_padding=1),
+        nn.ConvTranspose2d(C, 4, 3, 2),
         nn.ConvTranspose2d(C, 4, 2, 2, groups=2),
         nn.ConvTranspose2d(C, 4, 3, 1, padding=1),
         nn.ConvTranspose2d(C, 4, 2, 2, output_padding=1),
@@ -130,7 +131,19 @@ def test_identities_hide_the_pattern() -> None:
         nn.Sequential(nn.ConvTranspose2d(C, 4, 2, 2), nn.BatchNorm2d(4)),
         nn.Sequential(nn.ConvTranspose2d(C, 4, 2, 2), nn.Softmax(1)),
     ],
-    ids=["3x3", "groups", "stride-1", "output-padding", "padding", "dilation", "2x1", "conv", "batch-norm", "softmax"],
+    ids=[
+        "3x3, padded",
+        "3x3",
+        "groups",
+        "stride-1",
+        "output-padding",
+        "padding",
+        "dilation",
+        "2x1",
+        "conv",
+        "batch-norm",
+        "softmax",
+    ],
 )
 def test_refuses_other_layers(first: nn.Module) -> None:
     rewritten(program(nn.Sequential(first, nn.GELU()), hyper=(1, 4, 4)), channel_last_upscaling, 0)
@@ -197,22 +210,57 @@ def map_of_pixels(s: Calls, x: Tensor, y: Tensor) -> Tensor:
     return (y @ up.flatten(2)).unflatten(2, up.shape[-2:])
 
 
-def token_axis(s: Calls, x: Tensor, y: Tensor) -> Tensor:
-    """(B, C, P) split along C: a map as well, but not one of tokens in a grid."""
-    up = s.up(x[:, :, :2].transpose(1, 2).repeat(1, 8, 1).unflatten(1, (8, 2)))
-    return (y @ up.flatten(2)).unflatten(2, up.shape[-2:])
-
-
 @pytest.mark.parametrize(
     "function",
     [
         layer_norm_of_the_map, map_is_read, flat_map_is_read, inside_is_read, product_is_read, other_size, other_axis,
-        flattened_otherwise, left_side, channels_unflattened, map_of_pixels, token_axis,
+        flattened_otherwise, left_side, channels_unflattened, map_of_pixels,
     ],
     ids=lambda f: f.__name__,
 )  # fmt: skip
 def test_refuses_other_surroundings(function: Any) -> None:
     rewritten(program(upscaling(), function), channel_last_upscaling, 0)
+
+
+NORMS = {
+    "other axes first": lambda x: norm_over(x.permute(0, 3, 2, 1), 1).permute(0, 3, 1, 2),
+    "other axes last": lambda x: norm_over(x.permute(0, 2, 3, 1), 1).permute(0, 3, 2, 1),
+    "two axes": lambda x: norm_over(x.permute(0, 2, 3, 1), 2).permute(0, 3, 1, 2),
+    "softmax": lambda x: x.permute(0, 2, 3, 1).softmax(-1).permute(0, 3, 1, 2),
+    "linear": lambda x: nn.functional.linear(x.permute(0, 2, 3, 1), x.new_ones(4, 4)).permute(0, 3, 1, 2),
+}
+
+
+def norm_over(x: Tensor, axes: int) -> Tensor:
+    return nn.functional.layer_norm(x, x.shape[-axes:])
+
+
+@pytest.mark.parametrize("case", NORMS)
+def test_refuses_other_norms(case: str) -> None:
+    def function(s: Calls, x: Tensor, y: Tensor) -> Tensor:
+        up = s.up[1:](NORMS[case](s.up[0](x.transpose(1, 2).unflatten(2, (2, 3)))))
+        return (y @ up.flatten(2)).unflatten(2, up.shape[-2:])
+
+    rewritten(program(upscaling(norm=False), function), channel_last_upscaling, 0)
+
+
+@pytest.mark.parametrize("where", ["before", "after"])
+def test_refuses_a_norm_that_is_read_inside(where: str) -> None:
+    def function(s: Calls, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        last = s.up[0](x.transpose(1, 2).unflatten(2, (2, 3))).permute(0, 2, 3, 1)
+        normed = norm_over(last, 1)
+        up = s.up[1:](normed.permute(0, 3, 1, 2))
+        return (y @ up.flatten(2)).unflatten(2, up.shape[-2:]), (last if where == "before" else normed).exp()
+
+    rewritten(program(upscaling(norm=False), function, outputs=2), channel_last_upscaling, 0)
+
+
+def test_refuses_tokens_transposed_along_the_batch() -> None:
+    def function(s: Calls, x: Tensor, y: Tensor) -> Tensor:
+        up = s.up(x.transpose(0, 2).unflatten(2, (2, 3)))
+        return (y @ up.flatten(2)).unflatten(2, up.shape[-2:])
+
+    rewritten(program(upscaling(), function, tokens=(6, C, 3), hyper=(3, 4, 2)), channel_last_upscaling, 0)
 
 
 def test_refuses_without_a_convolution() -> None:
@@ -228,10 +276,23 @@ def test_refuses_a_product_that_is_an_output() -> None:
     rewritten(program(upscaling(), function, outputs=2), channel_last_upscaling, 0)
 
 
-def test_refuses_computed_weights() -> None:
+def test_refuses_a_map_that_splits_the_channels() -> None:
+    """(B, 2 C, P) taken for (B, C, 2, P): a map as well, but not one of tokens in a grid."""
+
+    def function(s: Calls, x: Tensor, y: Tensor) -> Tensor:
+        up = s.up(x.transpose(1, 2).unflatten(1, (C, 2)))
+        return (y @ up.flatten(2)).unflatten(2, up.shape[-2:])
+
+    rewritten(program(upscaling(norm=False), function, tokens=(1, 6, 2 * C)), channel_last_upscaling, 0)
+
+
+@pytest.mark.parametrize("which", ["weight", "bias"])
+def test_refuses_computed_weights(which: str) -> None:
     def function(s: Calls, x: Tensor, y: Tensor) -> Tensor:
         grid = x.transpose(1, 2).unflatten(2, (2, 3))
-        up = nn.functional.conv_transpose2d(grid, s.up[0].weight.tanh(), stride=2)
+        weight, bias = s.up[0].weight, s.up[0].bias
+        pair = (weight.tanh(), bias) if which == "weight" else (weight, bias.tanh())
+        up = nn.functional.conv_transpose2d(grid, *pair, stride=2)
         return (y @ up.flatten(2)).unflatten(2, up.shape[-2:])
 
     rewritten(program(upscaling(1), function, hyper=(1, 4, 4)), channel_last_upscaling, 0)

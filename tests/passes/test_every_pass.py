@@ -1,0 +1,168 @@
+"""What holds for each pass of the library, those of tomorrow included."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from passes.programs import Calls, counts, parsed, randomise, traced
+from torch import Tensor, nn
+
+import edgesam_deploy.passes as passes_package
+from edgesam_deploy.contract import sample_inputs
+from edgesam_deploy.model.layers import LayerNorm2d
+from edgesam_deploy.passes import aten, onnx
+from edgesam_deploy.passes.engine import Engine, Pass
+from edgesam_deploy.passes.execute import relative_l2, run_program
+from edgesam_deploy.passes.lower_to_onnx import lower_to_onnx
+from edgesam_deploy.passes.program import Program
+
+ROOMS = {"aten": aten, "onnx": onnx}
+ALL = [(room, name) for room, module in ROOMS.items() for name in module.__all__]
+FOLDER = Path(next(iter(passes_package.__path__)))
+VERBS = ("decompose", "fuse", "fold", "legalize", "absorb", "eliminate", "canonicalize", "quantize", "merge")
+NAMED_OTHERWISE = {"channel_last_upscaling", "gather_to_slice"}
+
+
+def get(room: str, name: str) -> Pass:
+    found = getattr(ROOMS[room], name)
+    assert isinstance(found, Pass)
+    return found
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_one_file_each(room: str) -> None:
+    files = {path.stem for path in (FOLDER / room).glob("*.py")} - {"__init__", "graph"}
+    assert files == set(ROOMS[room].__all__)
+
+
+@pytest.mark.parametrize(("room", "name"), ALL)
+def test_names_and_docstrings(room: str, name: str) -> None:
+    """File, function and log line share a name that begins with the field's verb; the docstring says what and why."""
+    rewrite = get(room, name)
+    assert (rewrite.name, rewrite.dialect) == (name, room)
+    assert rewrite.run.__module__ == f"edgesam_deploy.passes.{room}.{name}"
+    assert name.split("_")[0] in VERBS or name in NAMED_OTHERWISE
+    text = rewrite.run.__doc__ or ""
+    assert re.fullmatch(r"[A-Z].*[.:,\w]", rewrite.why)
+    assert "Why:" in text
+    assert re.search(r"\bExact\b", text) if rewrite.is_exact else rewrite.note
+
+
+@pytest.mark.parametrize(("room", "name"), ALL)
+def test_passes_know_neither_targets_nor_models(room: str, name: str) -> None:
+    tree = ast.parse((FOLDER / room / f"{name}.py").read_text())
+    modules = {n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+    assert all(m.startswith("edgesam_deploy.passes") for m in modules if m.startswith("edgesam_deploy"))
+
+
+@pytest.mark.parametrize(("room", "name"), ALL)
+def test_no_state_between_runs(room: str, name: str) -> None:
+    """A pass is a function of the program: the second program gets what the first got."""
+    steps = []
+    for _ in range(2):
+        engine = Engine("off")
+        after = engine.run(lively() if room == "aten" else debris(), (get(room, name),))
+        steps.append((engine.steps[0].sites, counts(after)))
+    assert steps[0] == steps[1]
+
+
+@pytest.mark.parametrize(("room", "name"), [pair for pair in ALL if pair[1] != "canonicalize_names"])
+def test_nothing_matches(room: str, name: str) -> None:
+    if room == "aten":
+        program = traced(Calls(lambda _, x: x.sin() * x), ("batch", 3))
+    else:
+        program = parsed("part (float[batch,3] x) => (float[batch,3] y) { a = Sin(x) y = Mul(a, x) }")
+    assert Engine("fast").run(program, (get(room, name),)) is program
+
+
+class Lively(nn.Module):
+    """Something for every aten pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Sequential(nn.Conv2d(3, 8, 3, 1, 1, bias=False), nn.BatchNorm2d(8))
+        self.depthwise = nn.Sequential(nn.Conv2d(8, 8, 3, 1, 1, groups=8, bias=False), nn.BatchNorm2d(8))
+        self.pointwise = nn.Conv2d(8, 8, 1, groups=8)
+        self.up = nn.Sequential(
+            nn.ConvTranspose2d(8, 4, 2, 2), LayerNorm2d(4), nn.GELU(), nn.ConvTranspose2d(4, 2, 2, 2), nn.GELU()
+        )
+        self.hyper = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.gelu(self.conv(x))
+        x = self.depthwise(x) + self.pointwise(x) + x
+        x = x * torch.sigmoid(x.mean((2, 3), keepdim=True))
+        small = F.interpolate(x, scale_factor=0.25, mode="bicubic").clone()
+        grid = torch.arange(8.0).sin()
+        tokens = small.flatten(2).transpose(1, 2) + grid
+        self.hyper(tokens).exp()  # dead
+        hyper = self.hyper(torch.stack([tokens[:, 0], tokens[:, 3]], 1))
+        up = self.up(tokens.transpose(1, 2).unflatten(2, small.shape[2:]))
+        return (hyper @ up.flatten(2)).unflatten(2, up.shape[2:])
+
+
+PIPELINE = (
+    aten.eliminate_identity, aten.eliminate_dead, aten.fold_constants, aten.fold_batch_norm, aten.merge_parallel_convs,
+    aten.legalize_bicubic, aten.channel_last_upscaling, aten.gather_to_slice, aten.decompose_spatial_mean,
+)  # fmt: skip
+
+
+def lively() -> Program:
+    return traced(randomise(Calls(lambda s, x: s.net(x), net=Lively()), spread=0.3), (1, 3, 32, 40))
+
+
+def debris() -> Program:
+    """Something for every onnx pass."""
+    program = parsed("""
+        part (float[n,1000,4] x, float[n,1000,4] z) => (float[n,1000,4] y)
+        <float[4] scale = {1, 2, 3, 4}, float[4] bias = {1, 2, 3, 4}, float[1] unread = {1}> {
+            one = Constant<value_int = 1>()
+            f = CastLike(one, x)
+            a = Add(x, f)
+            b = Add(x, f)
+            s = Add(a, b)
+            norm = LayerNormalization(s, scale, bias)
+            i = Identity(norm)
+            first = Shape<start = 0, end = 1>(x)
+            rest = Constant<value_ints = [1000, 4]>()
+            shape = Concat<axis = 0>(first, rest)
+            r = Reshape(i, shape)
+            dead = Exp(r)
+            y = Mul(r, z)
+        }""")
+    assert program.dialect == "onnx"
+    return program
+
+
+def test_the_aten_passes_together() -> None:
+    """After all of them the program is one that every converter can still read."""
+    before = lively()
+    engine = Engine("fast")
+    after = engine.run(before, PIPELINE)
+    assert set(aten.__all__) <= {step.name for step in engine.steps}, "a new pass goes into this pipeline"
+    idle = {step.name for step in engine.steps if not step.sites}
+    assert idle <= {"eliminate_dead"}, "the passes before it clean up after themselves"
+    found = counts(after)
+    assert not {"batch_norm", "conv_transpose2d", "upsample_bicubic2d", "select", "clone"} & set(found)
+    inputs = sample_inputs(before.inputs, 9)
+    expected = run_program(before, inputs)["out0"]
+    x = torch.from_numpy(inputs["x"])
+    with torch.no_grad():
+        assert relative_l2(expected, after.aten.module()(x=x).numpy()) < 1e-5
+        core = after.aten.run_decompositions()  # as coremltools and litert-torch begin
+        assert relative_l2(expected, core.module()(x=x).numpy()) < 1e-5
+    lowered = engine.run(after, (lower_to_onnx(20, 9),))
+    assert relative_l2(expected, run_program(lowered, inputs)["out0"]) < 1e-5
+    assert engine.run(after, PIPELINE) is after
+
+
+def test_the_onnx_passes_each_find_something() -> None:
+    for name in onnx.__all__:
+        engine = Engine("fast")
+        engine.run(debris(), (get("onnx", name),))
+        assert engine.steps[0].sites > 0, name

@@ -1,0 +1,133 @@
+"""Lines that hold the architecture: who may import whom, what stays light, what is public."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import edgesam_deploy
+
+PACKAGE = Path(edgesam_deploy.__file__).parent
+# room -> rooms it may import from, beside the ones that everybody may
+EVERYBODY = {"errors", "toolkits"}
+ALLOWED = {
+    "errors": set(),
+    "toolkits": set(),
+    "model": set(),  # model knows nobody
+    "contract": {"model"},  # label codes and pixel statistics, NumPy only
+    "passes": {"contract"},  # neither models nor targets
+    "capture": {"contract", "model", "passes"},
+    "targets": {"contract", "passes", "model"},  # model for its configuration's type only
+    "bundle": set(),
+    "runtime": {"bundle", "contract", "model", "targets"},
+    "ops": {"targets", "bundle"},
+    "parity": {"bundle", "contract", "model", "runtime"},
+    "overlay": {"model"},
+    "model_card": set(),
+    "report": {"bundle", "targets"},
+    "doctor": {"model", "targets"},
+    "bench": {"bundle", "parity", "runtime", "model"},
+    "builder": {
+        "bundle",
+        "capture",
+        "contract",
+        "model",
+        "model_card",
+        "ops",
+        "parity",
+        "passes",
+        "runtime",
+        "targets",
+    },
+    "photographs": set(),
+    "precision": set(),
+    "distill": {"model", "runtime", "precision"},
+    "devices": set(),
+}
+FREE = {"__init__", "__main__", "cli"}
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def room(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_rooms_import_one_way(path):
+    here = room(path)
+    if here in FREE:
+        return
+    for module in imports(path):
+        name, _, rest = module.partition(".")
+        if name == "edgesam_deploy" and rest:
+            there = rest.split(".")[0]
+            assert there == here or there in EVERYBODY | ALLOWED[here], f"{here} imports {there}"
+
+
+LIGHT = ["edgesam_deploy.cli", "edgesam_deploy.runtime", "edgesam_deploy.model.mask_generator", "edgesam_deploy.ops"]
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_these_need_no_pytorch(module):
+    code = f"import sys; sys.modules['torch'] = None; import {module}"  # None makes any import of it fail
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_bundle_runs_without_pytorch(bundles):
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "import numpy as np, edgesam_deploy as ed\n"
+        "p = ed.open(sys.argv[1]); p.set_image(np.zeros((30, 40, 3), np.uint8))\n"
+        "print(p.predict([[3, 4]], [1])[0].shape); ed.verify(sys.argv[1])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(bundles().path)], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "(3, 30, 40)"
+
+
+def test_public_names_are_frozen():
+    assert edgesam_deploy.__all__ == [
+        "Bundle", "BundlePredictor", "EdgeSamDeployError", "Sam", "SamAutomaticMaskGenerator", "SamPredictor",
+        "build", "check", "load", "open", "read_image", "sam_model_registry", "verify",
+    ]  # fmt: skip
+    for name in edgesam_deploy.__all__:
+        assert callable(getattr(edgesam_deploy, name)) or name == "sam_model_registry"
+
+
+def test_every_pass_has_a_picture_a_reason_and_its_own_file():
+    from edgesam_deploy.passes import aten, onnx
+
+    for package, folder in ((aten, "aten"), (onnx, "onnx")):
+        files = {p.stem for p in (PACKAGE / "passes" / folder).glob("*.py")} - {"__init__", "graph"}
+        assert files == set(package.__all__)
+        for name in package.__all__:
+            step = getattr(package, name)
+            assert step.name == name
+            assert "──" in step.run.__doc__ or name.startswith(("eliminate_dead", "canonicalize_names")), name
+            assert "Why:" in step.run.__doc__, name
+            assert list((Path(__file__).parent / "passes" / folder).glob(f"test*{name}.py")), name
+
+
+def test_a_build_opens_no_connection(tmp_path):
+    """Nothing is downloaded and nothing reported: a build works where any socket is an error."""
+    code = (
+        "import sys, socket; sys.path.insert(0, sys.argv[1])\n"
+        "def refuse(*a, **k): raise AssertionError('a socket was opened')\n"
+        "socket.socket.connect = socket.create_connection = refuse\n"
+        "from conftest import TINY\n"
+        "import edgesam_deploy as ed\n"
+        "from edgesam_deploy.parity import seeded_scene\n"
+        "ed.build(ed.load('edge_sam', config=TINY), 'onnx', sys.argv[2], proof='off', pictures={'s': seeded_scene(3)})"
+    )
+    tests = str(Path(__file__).parent)
+    subprocess.run([sys.executable, "-c", code, tests, str(tmp_path / "out")], check=True)
