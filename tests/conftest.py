@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from scenes import picture
 
 from edgesam_deploy.builder import build
 from edgesam_deploy.model.registry import load
+
+# the models here are small: a second thread only waits for the first, most of all beside a busy neighbour
+torch.set_num_threads(1)
 
 TINY = {
     "image_size": 256,

@@ -3,40 +3,65 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 JSON_HELP = "Print the result as JSON."
+PIPED_WIDTH = 160  # columns of a table that no terminal shows
 
 
 def stdout() -> Console:
-    """For results. Piped output is wide rather than wrapped."""
-    return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    """For results."""
+    return _console(stderr=False, terminal=sys.stdout.isatty())
 
 
 def stderr() -> Console:
     """For progress and logs."""
-    return Console(stderr=True, width=None if sys.stderr.isatty() else 160, highlight=False)
+    return _console(stderr=True, terminal=sys.stderr.isatty())
+
+
+def _console(*, stderr: bool, terminal: bool) -> Console:
+    # no markup and no emoji: names of files and extras hold brackets and colons
+    width = None if terminal else PIPED_WIDTH
+    return Console(stderr=stderr, width=width, highlight=False, markup=False, emoji=False)
+
+
+def say(text: str) -> None:
+    """A line of the result. It is never wrapped: a path stays whole."""
+    stdout().print(text, soft_wrap=True)
+
+
+def note(text: str) -> None:
+    """A line beside the result, on stderr."""
+    stderr().print(text, soft_wrap=True)
 
 
 def print_json(value: Any) -> None:
     """JSON on stdout, for machines. A number that JSON cannot hold is null."""
-    text = json.dumps(_finite(value), indent=2, sort_keys=True, ensure_ascii=False)
+    text = json.dumps(finite(value), indent=2, sort_keys=True, ensure_ascii=False)
     print(text)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """The same data with None for NaN and the infinities, which JSON does not have."""
     if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
+        return {key: finite(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(entry) for entry in value]
+        return [finite(entry) for entry in value]
     if isinstance(value, float) and not -float("inf") < value < float("inf"):
         return None
     return value
+
+
+def readable_name(path: Path) -> str:
+    """A file's name as text that can be encoded: bytes that are not UTF-8 become replacement characters."""
+    return os.fsencode(path.name).decode("utf-8", "replace")
 
 
 @contextmanager
@@ -48,7 +73,8 @@ def progress_bar(total: int) -> Iterator[Callable[[str], None]]:
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (BarColumn(30), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    description = TextColumn("{task.description}", markup=False)
+    columns = (BarColumn(30), MofNCompleteColumn(), TimeElapsedColumn(), description)
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("starting", total=total)
         started = False

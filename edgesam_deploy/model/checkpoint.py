@@ -89,7 +89,7 @@ def _opened(source: Path) -> Iterator[io.BufferedReader]:
     except FileNotFoundError as e:
         raise CheckpointError(f"{source}: no such file; `edgesam-deploy fetch --list` has names to give instead") from e
     except (OSError, ValueError) as e:
-        raise CheckpointError(f"{_shown(str(source))}: cannot be read: {e}") from e
+        raise CheckpointError(f"{shown(str(source))}: cannot be read: {e}") from e
     with file:
         yield file
 
@@ -102,7 +102,7 @@ def _damage_reported(source: Path) -> Iterator[None]:
         raise
     except Exception as e:  # a parser can meet damaged bytes with an exception of any type
         # torch's text advises to load without restriction; only what follows it is about the file
-        reason = _shown(str(e).split("WeightsUnpickler error: ")[-1].strip().split("\n")[0], 160)
+        reason = shown(str(e).split("WeightsUnpickler error: ")[-1].strip().split("\n")[0], 160)
         raise CheckpointError(
             f"{source}: truncated or damaged ({source.stat().st_size:,} bytes; {type(e).__name__}: {reason}); "
             "download or copy it again and compare its size"
@@ -166,7 +166,7 @@ def _foreign_text(text: str) -> str:
             "is a web page saved under a checkpoint's name (a login, error or virus-scan page); "
             "download the file itself, in a browser if need be"
         )
-    return f"is a text file, not a checkpoint; it begins with {_shown(text, 60)!r}"
+    return f"is a text file, not a checkpoint; it begins with {shown(text, 60)!r}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -288,7 +288,7 @@ def _pickle_bytes(file: io.BufferedReader) -> io.BytesIO:
 
 def _refusal(names: Collection[str]) -> str:
     return (
-        f"{_listed([*names])}: refused, not loaded. This pickle asks to import "
+        f"{listed([*names])}: refused, not loaded. This pickle asks to import "
         f"{'that' if len(names) == 1 else 'those'}; weights need nothing of the kind. If the file is your own, save "
         "tensors only: torch.save(model.state_dict(), ...) or safetensors"
     )
@@ -332,7 +332,7 @@ def _archive_pickles(file: io.BufferedReader, source: Path) -> list[io.BytesIO]:
             )
         pickles = [entry for entry in entries if entry.filename.split("/")[-1] == "data.pkl"]
         if not pickles:
-            raise CheckpointError(f"{source}: is a zip archive, but no checkpoint (no data.pkl): {_listed(names)}")
+            raise CheckpointError(f"{source}: is a zip archive, but no checkpoint (no data.pkl): {listed(names)}")
         if any(entry.file_size > MAX_PICKLE for entry in pickles):
             raise CheckpointError(f"{source}: its pickle alone has over {MAX_PICKLE:,} bytes: refused, not loaded")
         return [io.BytesIO(archive.read(entry)) for entry in pickles]
@@ -357,7 +357,7 @@ def _unwrapped(tree: object, source: Path) -> tuple[dict[Any, Any], str]:
         return entries, "flat"
     places = _places(entries)
     if not places:
-        raise CheckpointError(f"{source}: holds no tensors; its keys: {_listed([*entries])}")
+        raise CheckpointError(f"{source}: holds no tensors; its keys: {listed([*entries])}")
     where = "; ".join(f"{count} under {place}" for place, count in [*places.items()][:FEW])
     raise CheckpointError(
         f"{source}: its tensors are nested unexpectedly ({where}); expected name -> tensor at the top or under "
@@ -380,7 +380,7 @@ def _places(tree: Mapping[Any, Any]) -> dict[str, int]:
             if isinstance(value, Tensor):
                 found[place] = found.get(place, 0) + 1
             elif isinstance(value, dict | list | tuple):
-                step = _shown(str(key), 40) if isinstance(key, str | int) else "?"
+                step = shown(str(key), 40) if isinstance(key, str | int) else "?"
                 queue.append((f"{place}[{step}]", value))
     return found
 
@@ -398,7 +398,7 @@ def _named_tensors(entries: Mapping[Any, Any], source: Path, notes: list[str]) -
     if not tensors:
         raise CheckpointError(f"{source}: holds no tensors")
     if others:
-        notes.append(f"left out what is not a tensor: {_listed(others)}")
+        notes.append(f"left out what is not a tensor: {listed(others)}")
     return _stripped(tensors, notes)
 
 
@@ -414,7 +414,7 @@ def _stripped(tensors: dict[str, Tensor], notes: list[str]) -> dict[str, Tensor]
 def _sound(name: str, value: Tensor, source: Path) -> Tensor:
     """``value`` as a bare tensor without hooks and attributes. Raises CheckpointError where it has no plain data."""
     if type(value) not in (Tensor, nn.Parameter):
-        raise CheckpointError(f"{source}: {_shown(name)} is a {type(value).__name__}, not a plain tensor")
+        raise CheckpointError(f"{source}: {shown(name)} is a {type(value).__name__}, not a plain tensor")
     tensor = Tensor.detach(value)  # attributes stay behind: a pickle can put its own over a tensor's methods
     if tensor.is_quantized or tensor.is_complex():
         problem = f"is {tensor.dtype}; float weights are needed, from before it was quantised"
@@ -425,7 +425,7 @@ def _sound(name: str, value: Tensor, source: Path) -> Tensor:
         problem = f"claims the shape {tuple(tensor.shape)} over {tensor.untyped_storage().nbytes():,} bytes of data"
     else:
         return tensor
-    raise CheckpointError(f"{source}: {_shown(name)} {problem}")
+    raise CheckpointError(f"{source}: {shown(name)} {problem}")
 
 
 def _floats(tensors: dict[str, Tensor], source: Path, notes: list[str]) -> dict[str, Tensor]:
@@ -441,245 +441,18 @@ def _floats(tensors: dict[str, Tensor], source: Path, notes: list[str]) -> dict[
         if tensor.is_floating_point() and not (finite := torch.isfinite(tensor)).all():
             bad.append(f"{name} ({int((~finite).sum()):,} of {tensor.numel():,} values)")
     if bad:
-        raise CheckpointError(f"{source}: not finite: {_listed(bad)}; the training diverged or the file is damaged")
+        raise CheckpointError(f"{source}: not finite: {listed(bad)}; the training diverged or the file is damaged")
     notes += [f"converted {count} tensors from {dtype} to float32" for dtype, count in sorted(changed.items())]
     return result
 
 
-def _shown(text: str, length: int = 120) -> str:
+def shown(text: str, length: int = 120) -> str:
     """``text`` fit for a terminal: names come from the file, and could carry control codes."""
     text = text if text.isprintable() else ascii(text)[1:-1]
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
-def _listed(names: Collection[object], few: int = FEW) -> str:
+def listed(names: Collection[object], few: int = FEW) -> str:
     """The first few of ``names`` and how many more there are; values that are not text are named by their type."""
-    first = [_shown(str(n)) if isinstance(n, str | int) else f"a {type(n).__name__}" for n in names][:few]
+    first = [shown(str(n)) if isinstance(n, str | int) else f"a {type(n).__name__}" for n in names][:few]
     return ", ".join(first or ["nothing"]) + (f" and {len(names) - few:,} more" if len(names) > few else "")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Loading
-
-
-def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], *, where: str) -> None:
-    """Copy ``tensors`` into ``module``: every name, every shape, or nothing.
-
-    Only batch-norm's ``num_batches_tracked`` may be absent, and then everywhere: some exporters drop them, and with a
-    fixed momentum nothing depends on them. Raises CheckpointError that begins with ``where`` and lists what is
-    missing, unexpected or of another shape by room; the module is then as it was.
-    """
-    expected = module.state_dict()
-    assert not any(tensor.is_meta for tensor in expected.values()), "copying into meta tensors would do nothing"
-    state = dict(tensors)
-    counters = [name for name in expected if name.endswith("num_batches_tracked")]
-    if counters and not any(name.endswith("num_batches_tracked") for name in tensors):
-        state.update({name: torch.zeros_like(expected[name]) for name in counters})
-        log.info("%s: has no num_batches_tracked; %d counters start at 0", where, len(counters))
-    difference = _difference(expected, state)
-    if difference:
-        found = recognise(tensors)
-        looks = f"the file looks like {found.model}: {found.note}" if found.model else found.note
-        raise CheckpointError(f"{where}: does not fit this model: {difference}\n  {looks}")
-    module.load_state_dict(state)
-
-
-def _difference(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
-    """Counts of what differs, then per room the first few names; empty when everything fits."""
-    rows = [("missing", name, f" {tuple(expected[name].shape)}") for name in expected if name not in found]
-    rows += [("unexpected", name, f" {tuple(found[name].shape)}") for name in found if name not in expected]
-    for name in expected.keys() & found.keys():
-        want, have = expected[name], found[name]
-        if want.shape != have.shape:
-            rows.append(("wrong shape", name, f": expected {tuple(want.shape)}, found {tuple(have.shape)}"))
-        elif want.is_floating_point() != have.is_floating_point():
-            rows.append(("wrong type", name, f": expected {want.dtype}, found {have.dtype}"))
-    if not rows:
-        return ""
-    lines = [_counts(rows)]
-    for room in sorted({name.split(".")[0] for _, name, _ in rows}):
-        inside = [row for row in sorted(rows) if row[1].split(".")[0] == room]
-        lines.append(f"  {_shown(room)}: {_counts(inside)}")
-        for kind in sorted({row[0] for row in inside}):
-            same = [_shown(name) + detail for k, name, detail in inside if k == kind]
-            lines += [f"    {kind:<11} {text}" for text in same[:FEW]]
-            lines += [f"    {kind:<11} … and {len(same) - FEW} more"] if len(same) > FEW else []
-    return "\n".join(lines)
-
-
-def _counts(rows: list[tuple[str, str, str]]) -> str:
-    return ", ".join(f"{count} {kind}" for kind, count in sorted(Counter(row[0] for row in rows).items()))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Recognition
-
-RepLayout = Literal["original", "dyt_fork"]
-Shapes = Mapping[str, tuple[int, ...]]
-
-REPVIT_SIZES = {(48, 26): "m1", (64, 24): "m2", (64, 34): "m3"}  # (stem channels, blocks)
-VIT_SIZES = {(768, 12): "vit_b", (1024, 24): "vit_l", (1280, 32): "vit_h"}  # (width, blocks)
-EDGE_SAM = {  # (DyT in the neck, DyT in the decoder, HQ decoder)
-    (False, False, False): "edge_sam",
-    (True, False, False): "edge_sam_dyt_frozen_mask",
-    (True, True, False): "edge_sam_dyt",
-    (True, True, True): "edge_sam_dyt_hq",
-}
-REPVIT_NAMES = {"repvit_m1", "repvit_m2", "repvit_m3", "repvit_m1_dyt"}
-EDGE_SAM_NAMES = {*EDGE_SAM.values(), "edge_sam_m2", "edge_sam_m3"}
-
-
-@dataclass(frozen=True)
-class Recognised:
-    """Which model a set of tensors belongs to, from names and shapes alone.
-
-    ``model`` is its name in the registry, None where there is none that fits. ``rep_layout`` is how RepViT's depthwise
-    pairs are stored: "original" (``conv1.c`` and ``conv1.bn``) or "dyt_fork" (a plain ``conv1`` and an outer ``bn``);
-    None for other encoders and for pairs that are folded already. ``prefixed``: the image encoder's names begin with
-    ``image_encoder.``.
-    """
-
-    model: str | None
-    rep_layout: RepLayout | None
-    encoder_only: bool
-    prefixed: bool
-    note: str
-
-
-def recognise(tensors: Mapping[str, Tensor]) -> Recognised:
-    """The model that ``tensors`` (their values are not read) are of, by the features that tell the layouts apart."""
-    shapes: Shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if any(name.startswith("mask_decoder.cls_upscaling.") for name in shapes):
-        return _recognise_cwsam(shapes)
-    prefixed = any(name.startswith("image_encoder.") for name in shapes)
-    encoder = _room(shapes, "image_encoder.") if prefixed else shapes
-    rest = {name: shape for name, shape in shapes.items() if not name.startswith("image_encoder.")} if prefixed else {}
-    for recogniser, key in (
-        (_recognise_repvit, "features.0.0.c.weight"),
-        (_recognise_vit, "patch_embed.proj.weight"),
-        (_recognise_tiny_vit, "patch_embed.seq.0.c.weight"),
-    ):
-        if key in encoder:
-            return recogniser(encoder, rest, prefixed)
-    return Recognised(None, None, False, prefixed, _unknown(shapes))
-
-
-def _recognise_repvit(encoder: Shapes, rest: Shapes, prefixed: bool) -> Recognised:
-    size = REPVIT_SIZES.get((_dim(encoder, "features.0.2.c.weight"), _blocks(encoder, "features") - 1))
-    decoder = _room(rest, "mask_decoder.")
-    layout = _rep_layout(encoder)
-    neck = "fused neck" if "fuse_stage2.weight" in encoder else "neck on the last stage alone"
-    dyt, hq = "neck.1.alpha" in encoder, "hf_token.weight" in decoder
-    stored = f"{layout or 'already folded'} RepVGGDW layout"
-    note = f"RepViT {size or 'of unknown size'}, {stored}, {neck}{', DyT' if dyt else ''}"
-    if "neck.0.weight" not in encoder:
-        note = f"a RepViT {size or ''} backbone without EdgeSAM's neck, as trained on ImageNet"
-        return Recognised(None, layout, not rest, prefixed, note)
-    if not rest:
-        name = f"repvit_{size}{'_dyt' if dyt else ''}"
-        note += "; image encoder alone"
-        return Recognised(name if name in REPVIT_NAMES else None, layout, True, prefixed, note)
-    if not decoder:
-        return Recognised(None, layout, False, prefixed, f"{note}; without a mask decoder")
-    family = EDGE_SAM.get((dyt, _has_dyt(decoder), hq))
-    name = f"{family}{'' if size == 'm1' else f'_{size}'}"
-    note += f"; {'DyT' if _has_dyt(decoder) else 'LayerNorm'} {'HQ ' if hq else ''}mask decoder" + _extras(rest)
-    return Recognised(name if name in EDGE_SAM_NAMES else None, layout, False, prefixed, note)
-
-
-def _recognise_vit(encoder: Shapes, rest: Shapes, prefixed: bool) -> Recognised:
-    width, blocks = _dim(encoder, "patch_embed.proj.weight"), _blocks(encoder, "blocks")
-    name = VIT_SIZES.get((width, blocks))
-    hq = "mask_decoder.hf_token.weight" in rest
-    note = f"SAM's ViT, width {width}, {blocks} blocks"
-    if (grid := _dim(encoder, "pos_embed", 1)) not in (0, 64):
-        note += f", for {16 * grid} pixels"
-    if not rest:
-        return Recognised(name, None, True, prefixed, f"{note}; image encoder alone")
-    if not _room(rest, "mask_decoder."):
-        return Recognised(None, None, False, prefixed, f"{note}; without a mask decoder")
-    note += f"; {'HQ ' if hq else ''}mask decoder" + _extras(rest)
-    return Recognised(f"sam_hq_{name}" if hq and name else name, None, False, prefixed, note)
-
-
-def _recognise_tiny_vit(encoder: Shapes, rest: Shapes, prefixed: bool) -> Recognised:
-    if not rest:
-        return Recognised("sam_hq_vit_tiny", None, True, prefixed, "TinyViT; image encoder alone")
-    if "mask_decoder.hf_token.weight" in rest:
-        return Recognised("sam_hq_vit_tiny", None, False, prefixed, "TinyViT; HQ mask decoder" + _extras(rest))
-    return Recognised(None, None, False, prefixed, "TinyViT with SAM's plain mask decoder, as in MobileSAM")
-
-
-def _recognise_cwsam(shapes: Shapes) -> Recognised:
-    """CWSAM's three families differ in what stands for the MLP: groups of experts, flat experts, or an MLP."""
-    encoder, decoder = _room(shapes, "image_encoder."), _room(shapes, "mask_decoder.")
-    gate = next((name for name in encoder if name.endswith(".mlp.gate.weight")), None)
-    if any(".mlp.group_router." in name for name in encoder):
-        name, mlp = "cwsam_h10b", "hierarchical experts"
-    elif gate is not None:
-        name, mlp = "cwsam_moe3b", f"{_dim(encoder, gate)} experts"
-    else:
-        name, mlp = "cwsam_vitb", "dense MLPs"
-    width, blocks = _dim(encoder, "patch_embed.proj.weight"), _blocks(encoder, "blocks")
-    # the class head's channels are (class, channel of the upscaled features)
-    classes = _dim(decoder, "cls_upscaling.3.bias") // max(1, _dim(decoder, "output_upscaling.3.bias"))
-    note = f"CWSAM, width {width}, {blocks} blocks, {mlp}, {classes} classes"
-    return Recognised(name, None, False, True, note)
-
-
-def _room(shapes: Shapes, prefix: str) -> Shapes:
-    return {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
-
-
-def _dim(shapes: Shapes, name: str, axis: int = 0) -> int:
-    """The size of one axis, 0 where there is none."""
-    return (*shapes.get(name, ()), 0, 0)[axis]
-
-
-def _blocks(encoder: Shapes, name: str) -> int:
-    """How many entries the list ``name`` has."""
-    indices = [key.split(".")[1] for key in encoder if key.startswith(f"{name}.")]
-    return 1 + max((int(i) for i in indices if i.isdecimal() and len(i) < 6), default=-1)
-
-
-def _rep_layout(encoder: Shapes) -> RepLayout | None:
-    if any(name.endswith("token_mixer.0.conv1.c.weight") for name in encoder):
-        return "original"
-    return "dyt_fork" if any(name.endswith("token_mixer.0.conv1.weight") for name in encoder) else None
-
-
-def _has_dyt(decoder: Shapes) -> bool:
-    return any(name.endswith(".alpha") for name in decoder)
-
-
-def _extras(rest: Shapes) -> str:
-    """What lies beside the model and keeps it from loading as it is."""
-    lora = sum(name.endswith(".lora_A") for name in rest)
-    heads = any(name.startswith(("rpn_head.", "fpn.")) for name in rest)
-    text = f"; {lora} LoRA pairs not merged (weight += lora_B @ lora_A / rank first)" if lora else ""
-    return text + ("; with a region-proposal head, which is not part of the model" if heads else "")
-
-
-def _unknown(shapes: Shapes) -> str:
-    rooms = {name.split(".")[0] for name in shapes}
-    if "vision_encoder" in rooms:
-        return "SAM in the layout of Hugging Face transformers; take the checkpoint that its authors published"
-    if rooms & {"iou_token", "mask_tokens", "point_embeddings"} or (
-        rooms and rooms <= {"mask_decoder", "prompt_encoder"}
-    ):
-        return "a mask decoder or prompt encoder without an image encoder"
-    return f"no model of this family: the names begin with {_listed(sorted(rooms))}"
-
-
-def wrong_model_message(recognised: Recognised, asked: str, *, source: str | Path = "...") -> str:
-    """What to say when a file recognised as one model was given for ``asked``: what it is and how to use it."""
-    model, note = recognised.model, recognised.note
-    if model is None:
-        return f"this file is not {asked}, nor another model known here: {note}"
-    use = f"edgesam-deploy build {model} --checkpoint {source}"
-    if recognised.encoder_only:
-        alone = f", or build the encoder alone with: {use}" if model in REPVIT_NAMES else ""
-        return f"this file holds an image encoder alone ({note}); {asked} needs a full checkpoint{alone}"
-    if model == asked:
-        return f"this file looks like {model}, as asked, but does not fit: {note}"
-    return f"this file looks like {model} ({note}), not {asked}; build it with: {use}"

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from edgesam_deploy.errors import CheckpointError, UsageError
-from edgesam_deploy.model.checkpoint import Checkpoint, load_strict, read_checkpoint, recognise, wrong_model_message
+from edgesam_deploy.model.checkpoint import Checkpoint, read_checkpoint
 from edgesam_deploy.model.configs import ALIASES, MODELS, SamConfig, check, model_config, override
 from edgesam_deploy.model.fetch import resolve
+from edgesam_deploy.model.layouts import recognise, wrong_model_message
 from edgesam_deploy.model.sam import Sam, Weights
 from edgesam_deploy.model.seeded import seeded_state
+from edgesam_deploy.model.strict import load_strict
 
 
 def configured(
@@ -90,9 +92,9 @@ def _fitted(file: Checkpoint, name: str, cfg: SamConfig) -> tuple[dict[str, Tens
     found = recognise(file.tensors)
     tensors = dict(file.tensors)
     if found.model is not None and found.encoder_only != (cfg.mask_decoder is None):
-        raise CheckpointError(f"{file.source}: {wrong_model_message(found, name)}")
+        raise CheckpointError(f"{file.source}: {wrong_model_message(found, name, source=file.source)}")
     if found.model is not None and not found.encoder_only and _family(found.model) != _family(name):
-        raise CheckpointError(f"{file.source}: {wrong_model_message(found, name)}")
+        raise CheckpointError(f"{file.source}: {wrong_model_message(found, name, source=file.source)}")
     if found.encoder_only and not found.prefixed:
         tensors = {f"image_encoder.{key}": value for key, value in tensors.items()}
     if found.rep_layout is not None:

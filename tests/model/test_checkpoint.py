@@ -33,13 +33,9 @@ from torch import Tensor, nn
 
 from edgesam_deploy.errors import CheckpointError
 from edgesam_deploy.model import checkpoint
-from edgesam_deploy.model.checkpoint import (
-    Recognised,
-    load_strict,
-    read_checkpoint,
-    recognise,
-    wrong_model_message,
-)
+from edgesam_deploy.model.checkpoint import read_checkpoint
+from edgesam_deploy.model.layouts import Recognised, recognise, wrong_model_message
+from edgesam_deploy.model.strict import load_strict
 
 
 def weights() -> dict[str, Tensor]:
