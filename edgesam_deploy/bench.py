@@ -80,16 +80,17 @@ def _stages(predictor: BundlePredictor, scene: Any) -> dict[str, Callable[[], ob
     point, label = [[width / 2, height / 2]], [1]
     prompts, _ = predictor.prepared([point], [label])
     logits, _ = predictor.decode(prompts, None)
+    wanted = logits[:, 1:] if logits.shape[1] > 1 else logits  # --return-single-mask has one
 
     def end_to_end() -> None:
         predictor.set_image(scene)
-        predictor.predict(point, label)
+        predictor.predict(point, label, num_multimask_outputs=wanted.shape[1])
 
     return {
         **stages,
         "decoder": lambda: predictor.decode(prompts, None),
-        "upscale 3 masks": lambda: predictor.upscale(logits[:, 1:]),
-        "click to masks": lambda: predictor.predict(point, label),
+        f"upscale {wanted.shape[1]} mask{'s' if wanted.shape[1] > 1 else ''}": lambda: predictor.upscale(wanted),
+        "click to masks": lambda: predictor.predict(point, label, num_multimask_outputs=wanted.shape[1]),
         "end to end": end_to_end,
     }
 

@@ -43,7 +43,13 @@ def _machine() -> dict[str, str]:
         "checkpoint cache": str(cache_folder()),
     }
     if installed_version("onnxruntime"):
-        import onnxruntime
-
-        facts["onnxruntime providers"] = ", ".join(onnxruntime.get_available_providers())
+        facts["onnxruntime providers"] = _providers()
     return facts
+
+
+def _providers() -> str:
+    try:
+        import onnxruntime
+    except ImportError as e:  # installed and broken is what a doctor is asked about
+        return f"none: onnxruntime cannot be imported ({e})"
+    return ", ".join(onnxruntime.get_available_providers())

@@ -1,47 +1,37 @@
-"""Pictures of masks: overlays for looking at, PNGs for using. Written whole or not at all."""
+"""Pictures of masks, for looking at: tinted panels with their captions and the prompt drawn in."""
 
 from __future__ import annotations
 
 import colorsys
 import io
-import os
-import secrets
+import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from edgesam_deploy.errors import OutputError
 from edgesam_deploy.model.masks import rle_to_mask
+from edgesam_deploy.model.prompts import BACKGROUND, FOREGROUND
 
 Picture = NDArray[np.uint8]
-LARGEST = 1600  # pixels: an overlay is for looking at
+Colour = tuple[int, int, int]
+LARGEST, SMALLEST = 1024, 320  # pixels: long side of a panel
+PLEASANT = 1.5  # width over height of several panels together
+TINT = 0.5
+MASK, BOX, WHITE, BLACK, GROUND = (30, 144, 255), (255, 214, 0), (255, 255, 255), (0, 0, 0), (34, 34, 34)
+MARKERS: dict[float, Colour] = {FOREGROUND: (0, 170, 70), BACKGROUND: (220, 40, 40)}
+OTHER = (110, 110, 110)  # labels that are neither
 
 
-def save_mask(path: Path, mask: NDArray[np.bool_]) -> None:
-    """(H, W) bool as a one-channel PNG, 255 inside. Raises OutputError."""
-    save_picture(path, mask.astype(np.uint8) * 255)
-
-
-def save_picture(path: Path, picture: Picture) -> None:
-    """(H, W) or (H, W, 3) uint8 as PNG. Raises OutputError."""
+def png(picture: Picture | NDArray[np.bool_]) -> bytes:
+    """(H, W, 3) uint8, or (H, W) bool as 0 and 255, in a PNG file."""
+    pixels = picture.astype(np.uint8) * 255 if picture.dtype == bool else picture
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG")
-    write_file(path, buffer.getvalue())
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Write through a temporary file in the same folder. Raises OutputError where the disk refuses."""
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    except OSError as e:
-        partial.unlink(missing_ok=True)
-        raise OutputError(f"cannot write {path}: {e.strerror}") from e
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def overlay_masks(
@@ -50,57 +40,118 @@ def overlay_masks(
     scores: Sequence[float] | NDArray[np.float32],
     points: Sequence[Sequence[float]],
     box: Sequence[float] | None,
+    remark: str = "",
 ) -> Picture:
-    """The masks side by side over the picture, best first, with their scores and the prompt drawn in."""
-    order = np.argsort(-np.asarray(scores))
+    """A panel per mask (C, H, W), best score first, with the prompt: points (x, y[, label]) and box in pixels."""
+    base = _fitted(picture)
+    scale = base.width / picture.shape[1], base.height / picture.shape[0]
     panels = []
-    for rank, index in enumerate(order):
-        tinted = _tint(picture, masks[index], _colour(rank))
-        panels.append(_annotated(tinted, f"mask {index}  score {scores[index]:.3f}", points, box))
-    return np.concatenate(panels, axis=1)
+    for rank, index in enumerate(np.argsort(-np.asarray(scores), kind="stable")):
+        panel = _tinted(base, [(masks[index], MASK)])
+        _draw_prompt(panel, points, box, scale)
+        best = "best" if rank == 0 and len(masks) > 1 else ""
+        panels.append(_captioned(panel, [f"mask {index}", f"score {scores[index]:.3f}", best, remark]))
+    return np.asarray(_grid(panels))
 
 
-def overlay_everything(picture: Picture, records: Sequence[Mapping[str, Any]]) -> Picture:
-    """All masks over the picture, larger ones below, each in a colour of its own."""
-    canvas = picture
-    for rank, record in enumerate(sorted(records, key=lambda r: -int(r["area"]))):
-        canvas = _tint(canvas, rle_to_mask(record["segmentation"]), _colour(rank))
-    return np.asarray(_shrunk(Image.fromarray(canvas)))
+def overlay_everything(picture: Picture, records: Sequence[Mapping[str, Any]], remark: str = "") -> Picture:
+    """All masks over the picture, smaller ones on top, each in a colour of its own."""
+    largest_first = sorted(records, key=lambda record: -int(record["area"]))
+    layers = [(rle_to_mask(record["segmentation"]), _hue(rank)) for rank, record in enumerate(largest_first)]
+    caption = f"{len(records)} mask{'' if len(records) == 1 else 's'}"
+    return np.asarray(_captioned(_tinted(_fitted(picture), layers), [caption, remark]))
 
 
-def _colour(rank: int) -> tuple[int, int, int]:
+def _hue(rank: int) -> Colour:
     """Hues by the golden ratio: neighbours in rank are far apart."""
-    r, g, b = colorsys.hsv_to_rgb((0.33 + rank * 0.618034) % 1, 0.75, 1.0)
+    r, g, b = colorsys.hsv_to_rgb((0.58 + rank * 0.618034) % 1, 0.85, 1.0)
     return round(255 * r), round(255 * g), round(255 * b)
 
 
-def _tint(picture: Picture, mask: NDArray[np.bool_], colour: tuple[int, int, int]) -> Picture:
-    result = picture.copy()
-    result[mask] = (0.45 * picture[mask] + 0.55 * np.array(colour)).astype(np.uint8)
-    inner = mask.copy()
-    inner[1:-1, 1:-1] = mask[1:-1, 1:-1] & mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
-    result[mask & ~inner] = (255, 255, 255)
-    return result
+def _fitted(picture: Picture) -> Image.Image:
+    """The picture at the size of a panel: small ones enlarged, so that the prompt can be seen in them."""
+    height, width = picture.shape[:2]
+    longest = max(height, width)
+    wanted = min(max(longest, SMALLEST), LARGEST)
+    size = max(1, round(width * wanted / longest)), max(1, round(height * wanted / longest))
+    how = Image.Resampling.NEAREST if wanted > longest else Image.Resampling.LANCZOS
+    return Image.fromarray(picture).resize(size, how)
 
 
-def _shrunk(image: Image.Image) -> Image.Image:
-    image.thumbnail((LARGEST, LARGEST))
-    return image
+def _tinted(base: Image.Image, layers: Sequence[tuple[NDArray[np.bool_], Colour]]) -> Image.Image:
+    """Each mask's colour over ``base`` with a white rim inside it; later masks hide earlier ones."""
+    original = np.asarray(base)
+    pixels = original.copy()
+    rim = 2 * max(1, max(base.size) // 400) + 1
+    for mask, colour in layers:
+        small = Image.fromarray(mask.astype(np.uint8) * 255).resize(base.size, Image.Resampling.BOX)
+        inside = np.asarray(small) >= 128
+        inner = np.asarray(small.point(lambda value: 255 * (value >= 128)).filter(ImageFilter.MinFilter(rim))) >= 128
+        pixels[inside] = ((1 - TINT) * original[inside] + TINT * np.array(colour)).astype(np.uint8)
+        pixels[inside & ~inner] = WHITE
+    return Image.fromarray(pixels)
 
 
-def _annotated(picture: Picture, text: str, points: Sequence[Sequence[float]], box: Sequence[float] | None) -> Picture:
-    width = picture.shape[1]
-    image = _shrunk(Image.fromarray(picture))
-    scale = image.width / width
-    draw = ImageDraw.Draw(image)
+def _draw_prompt(
+    panel: Image.Image, points: Sequence[Sequence[float]], box: Sequence[float] | None, scale: tuple[float, float]
+) -> None:
+    line = max(2, max(panel.size) // 300)
     if box is not None:
-        draw.rectangle([side * scale for side in box], outline=(255, 220, 0), width=2)
-    radius = max(3, max(image.size) // 120)
+        corners = [side * scale[axis % 2] for axis, side in enumerate(box)]
+        right, bottom = panel.width - 1, panel.height - 1
+        x0, y0, x1, y1 = (min(c, limit) for c, limit in zip(corners, (right, bottom) * 2, strict=True))
+        draw = ImageDraw.Draw(panel)
+        draw.rectangle((x0 - 1, y0 - 1, x1 + 1, y1 + 1), outline=BLACK, width=line + 2)
+        draw.rectangle((x0, y0, x1, y1), outline=BOX, width=line)
+    radius = max(6, max(panel.size) // 80)
     for x, y, *label in points:
-        fill = (220, 40, 40) if label and label[0] == 0 else (40, 200, 60)
-        centre = x * scale, y * scale
-        corners = [centre[0] - radius, centre[1] - radius, centre[0] + radius, centre[1] + radius]
-        draw.ellipse(corners, fill=fill, outline=(255, 255, 255))
-    draw.rectangle([0, 0, 7 * len(text) + 6, 15], fill=(0, 0, 0))
-    draw.text((3, 2), text, fill=(255, 255, 255))
-    return np.asarray(image)
+        marker = _marker(label[0] if label else FOREGROUND, radius)
+        corner = round(x * scale[0] - marker.width / 2), round(y * scale[1] - marker.height / 2)
+        panel.paste(marker, corner, marker)
+
+
+@lru_cache
+def _marker(label: float, radius: int) -> Image.Image:
+    """A disc in two rims, seen on any ground; the sign says the label where the colour does not."""
+    fine = 4  # drawn larger and reduced: Pillow draws jagged circles
+    size = 2 * radius + 1
+    big = Image.new("RGBA", (size * fine, size * fine))
+    draw = ImageDraw.Draw(big)
+    middle = size * fine / 2
+    for share, colour in ((1.0, BLACK), (0.9, WHITE), (0.72, MARKERS.get(label, OTHER))):
+        reach = share * middle
+        draw.ellipse((middle - reach, middle - reach, middle + reach, middle + reach), fill=(*colour, 255))
+    arm, half = 0.42 * middle, 0.1 * middle
+    if label in MARKERS:
+        draw.rectangle((middle - arm, middle - half, middle + arm, middle + half), fill=WHITE)
+    if label == FOREGROUND:
+        draw.rectangle((middle - half, middle - arm, middle + half, middle + arm), fill=WHITE)
+    return big.resize((size, size), Image.Resampling.LANCZOS)
+
+
+def _captioned(panel: Image.Image, words: Sequence[str]) -> Image.Image:
+    """The panel under a strip of text, so that no text covers the picture; widened where the text needs it."""
+    text = "    ".join(word for word in words if word)
+    size = min(max(14, panel.width // 36), 22)
+    font = ImageFont.load_default(size)
+    margin = size // 2
+    width = max(panel.width, math.ceil(font.getlength(text)) + 2 * margin)
+    canvas = Image.new("RGB", (width, panel.height + size + 2 * margin), GROUND)
+    ImageDraw.Draw(canvas).text((margin, margin - size // 8), text, fill=WHITE, font=font)
+    canvas.paste(panel, ((width - panel.width) // 2, size + 2 * margin))
+    return canvas
+
+
+def _grid(panels: Sequence[Image.Image]) -> Image.Image:
+    """The panels, row by row, in the number of columns that gives the most pleasant shape."""
+    gap = 8
+    width, height = (max(sides) + gap for sides in zip(*(panel.size for panel in panels), strict=True))
+
+    def strain(columns: int) -> float:
+        return abs(math.log(columns * width / (math.ceil(len(panels) / columns) * height) / PLEASANT))
+
+    columns = min(range(1, len(panels) + 1), key=strain)
+    canvas = Image.new("RGB", (columns * width - gap, math.ceil(len(panels) / columns) * height - gap), GROUND)
+    for index, panel in enumerate(panels):
+        canvas.paste(panel, (index % columns * width, index // columns * height))
+    return canvas

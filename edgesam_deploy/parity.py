@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -220,11 +221,27 @@ def compare(
         embeddings.append((theirs, ours))
         findings += _dead(f"embeddings of {name}", theirs, ours)
         if artifact.has_decoder:
-            found, more = _prompt_rows(reference, artifact, name, cases, bounds)
+            with _one_thread():
+                found, more = _prompt_rows(reference, artifact, name, cases, bounds)
             rows += found
             findings += more
     findings += _ignores_input("embeddings ignore the picture", embeddings)
     return rows, findings
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """PyTorch on one thread: a decoder's many small operators gain nothing from a second one, and beside a busy
+    neighbour they wait for it at every barrier (parity took 65 s instead of 18).
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _numpy(features: Any) -> FloatArray:

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from edgesam_deploy.bundle import Bundle
 from edgesam_deploy.targets.base import Target
@@ -16,9 +17,9 @@ from edgesam_deploy.targets.base import Target
 def print_plan(console: Console, model: str, target: Target, out: Path, steps: Sequence[str]) -> None:
     """What a build would do."""
     options = ", ".join(f"{k}={v}" for k, v in target.options().items())
-    console.print(f"{model} for {target.name} ({options}) into {out}:", markup=False)
+    _line(console, f"{model} for {target.name} ({options}) into {out}:")
     for index, step in enumerate(steps, 1):
-        console.print(f"{index:3} {step}", markup=False)
+        _line(console, f"{index:3} {step}")
 
 
 def print_build(console: Console, bundle: Bundle) -> None:
@@ -28,14 +29,19 @@ def print_build(console: Console, bundle: Bundle) -> None:
     _print_operators(console, bundle)
     print_parity(console, bundle.read_json("parity.json"))
     stages = ", ".join(f"{s['stage']} {s['seconds']:.1f} s" for s in timings["stages"])
-    console.print(f"{timings['seconds']:.1f} s ({stages}), peak memory {timings['peak_rss_mb']:.0f} MB")
+    _line(console, f"{timings['seconds']:.1f} s ({stages}), peak memory {timings['peak_rss_mb']:.0f} MB")
     files = [f"{name} {entry['bytes'] / 2**20:.1f} MiB" for name, entry in bundle.manifest["files"].items()]
-    console.print(f"{bundle.path}: {', '.join(files)}", markup=False)
+    _line(console, f"{bundle.path}: {', '.join(files)}")
     weights = bundle.manifest["weights"]
     if weights["source"] == "seeded":
-        console.print(f"[yellow]random weights (seed {weights['seed']}): the masks mean nothing; give --checkpoint[/]")
+        _line(console, f"random weights (seed {weights['seed']}): the masks mean nothing; give --checkpoint", "yellow")
     for note in weights["notes"]:
-        console.print(f"note: {note}", markup=False)
+        _line(console, f"note: {note}")
+
+
+def _line(console: Console, text: str, style: str = "") -> None:
+    """As it is: no markup in it, never wrapped, so that a path stays whole."""
+    console.print(Text(text, style), soft_wrap=True)
 
 
 def _print_steps(console: Console, steps: Sequence[Mapping[str, Any]]) -> None:
@@ -57,26 +63,25 @@ def _print_operators(console: Console, bundle: Bundle) -> None:
     for part, found in ops.items():
         worst = found["worst"]
         count = sum(row["count"] for row in found["rows"])
-        console.print(f"{part}: {count} operators for {bundle.target}, worst status: {worst}")
+        _line(console, f"{part}: {count} operators for {bundle.target}, worst status: {worst}")
 
 
 def print_parity(console: Console, parity: Mapping[str, Any]) -> None:
     """Verdict, worst figures, and why."""
     colour = {"pass": "green", "fail": "red"}.get(parity["verdict"], "yellow")
     summary = parity["summary"]
-    console.print(
-        f"parity: [{colour}]{parity['verdict']}[/] over {summary['cases']} cases on {summary['pictures']} pictures; "
-        f"{parity['executed']} against {parity['reference']}"
-    )
+    head = Text.assemble("parity: ", (parity["verdict"], colour))
+    head.append(f" over {summary['cases']} cases on {summary['pictures']} pictures; ")
+    console.print(head.append(f"{parity['executed']} against {parity['reference']}"), soft_wrap=True)
     _print_summary(console, summary, parity["bounds"])
     for reason in parity["reasons"][:8]:
-        console.print(f"  {reason}", markup=False)
+        _line(console, f"  {reason}")
     if len(parity["reasons"]) > 8:
-        console.print(f"  and {len(parity['reasons']) - 8} more in parity.json")
+        _line(console, f"  and {len(parity['reasons']) - 8} more in parity.json")
     if parity["skipped"]:
-        console.print(f"  left out: {'; '.join(parity['skipped'])}", markup=False)
+        _line(console, f"  left out: {'; '.join(parity['skipped'])}")
     if parity["faithful"]:
-        console.print(f"against the checkpoint's own form ({parity['faithful']['reference']}):", markup=False)
+        _line(console, f"against the checkpoint's own form ({parity['faithful']['reference']}):")
         _print_summary(console, parity["faithful"]["summary"], None)
 
 
@@ -85,9 +90,13 @@ def _print_summary(console: Console, summary: Mapping[str, Any], bounds: Mapping
     for output, row in summary["outputs"].items():
         table.add_row(output, f"{row['max_abs']:.1e}", f"{row['relative_l2']:.1e}", f"{row['decibels']:.0f}")
     console.print(table)
-    wanted = f" (at least {bounds['mask_iou']})" if bounds else ""
-    if summary["mask_iou"] is not None:
-        console.print(
-            f"  mask IoU {summary['mask_iou']:.6f}{wanted}, flipped pixels {summary['flipped_pixels']:.1e}, "
-            f"best-mask flips {summary['best_mask_flips']}, changed orders {summary['order_changes']}"
-        )
+    if summary["mask_iou"] is None:
+        return
+    judged = (
+        f" ({summary['decided_mask_iou']:.6f} over decided pixels, at least {bounds['mask_iou']})" if bounds else ""
+    )
+    _line(
+        console,
+        f"  mask IoU {summary['mask_iou']:.6f}{judged}, flipped pixels {summary['flipped_pixels']:.1e}, "
+        f"best-mask flips {summary['best_mask_flips']}, changed orders {summary['order_changes']}",
+    )

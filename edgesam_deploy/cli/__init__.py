@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import signal
 import sys
 
@@ -49,12 +51,49 @@ def options(
 
 def main() -> None:
     """Run a command; an error of ours ends with one message on stderr and its own exit code."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that a half-written bundle is removed
+    _unwind_on_signals()
+    _tolerant_streams()
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()  # here, where a full disk is still a message
     except EdgeSamDeployError as e:
         print(f"error: {e}", file=sys.stderr)
         sys.exit(e.exit_code)
-    except BrokenPipeError:  # the reader of a pipe went away
-        sys.stderr.close()
-        sys.exit(0)
+    except OSError as e:
+        if not isinstance(e, BrokenPipeError):  # the reader of a pipe went away: nobody to tell
+            where = f"{e.filename}: " if e.filename else ""
+            print(f"error: {where}{e.strerror or e}", file=sys.stderr)
+        _abandon_stdout()
+        sys.exit(1)
+
+
+def _unwind_on_signals() -> None:
+    """A polite kill raises SystemExit, so that a half-written bundle is removed; `nohup` keeps its meaning."""
+
+    def leave(number: int, _: object) -> None:
+        signal.signal(number, signal.SIG_IGN)  # a second one must not cut the removal short
+        sys.exit(128 + number)
+
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, leave)
+
+
+def _tolerant_streams() -> None:
+    """Names of files need not be UTF-8, the terminal's encoding need not hold a table's lines, stdout may be closed."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for the rest of the process
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _abandon_stdout() -> None:
+    """What could not be written is dropped; Python would try again at exit, and complain."""
+    stream = sys.__stdout__
+    if stream is not None and stream is sys.stdout:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -8,9 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from edgesam_deploy.cli.console import JSON_HELP, print_json, progress_bar, stderr, stdout
+from edgesam_deploy.cli import names
+from edgesam_deploy.cli.console import JSON_HELP, note, print_json, progress_bar, readable_name, say, stdout
 from edgesam_deploy.cli.options import with_target_options
-from edgesam_deploy.errors import ParityError, UsageError
+from edgesam_deploy.errors import ParityError, UnknownName, UsageError
 
 
 class Proof(StrEnum):
@@ -29,8 +30,11 @@ def register(app: typer.Typer) -> None:
 
 
 def build(
-    model: Annotated[str, typer.Argument(help="Model name, see: edgesam-deploy models")],
-    target: Annotated[str, typer.Option("--target", "-t", help="Target name, see: edgesam-deploy targets")] = "onnx",
+    model: Annotated[str, typer.Argument(help="Model name, see: edgesam-deploy models", autocompletion=names.models)],
+    target: Annotated[
+        str,
+        typer.Option("--target", "-t", help="Target name, see: edgesam-deploy targets", autocompletion=names.targets),
+    ] = "onnx",
     checkpoint: Annotated[
         str | None,
         typer.Option(
@@ -59,13 +63,18 @@ def build(
     Writes a bundle: the artifact, manifest with hashes, operator report, parity, timings, model card.
     """
     from edgesam_deploy.bundle import check_output
-    from edgesam_deploy.model.configs import model_config
+    from edgesam_deploy.model.configs import ALIASES, model_config
+    from edgesam_deploy.model.fetch import SOURCES, resolve
     from edgesam_deploy.targets import make_target
 
     config = {} if image_size is None else {"image_size": image_size}
     model_config(model)  # wrong names fail before PyTorch is loaded
     chosen = make_target(target, **(options or {}))
-    folder = out if out is not None else Path("out") / model / chosen.name
+    if checkpoint is not None and seed is not None:
+        raise UsageError("--seed is for random weights; leave it out with --checkpoint")
+    if checkpoint is not None and checkpoint not in SOURCES:
+        resolve(checkpoint)
+    folder = out if out is not None else Path("out") / ALIASES.get(model, model) / chosen.name
     check_output(folder, overwrite=overwrite)
 
     from edgesam_deploy.builder import build as build_bundle
@@ -73,11 +82,15 @@ def build(
     from edgesam_deploy.model.registry import configured, load
     from edgesam_deploy.report import print_build, print_plan
 
-    steps = plan(configured(model, upsample=upsample, gelu=gelu, config=config), chosen)
+    cfg = configured(model, upsample=upsample, gelu=gelu, config=config)
+    steps = plan(cfg, chosen)
+    passes = {step.name for step in chosen.pipeline(cfg)}
+    if dump_after is not None and dump_after not in passes:
+        raise UnknownName("pass", dump_after, passes)
     if dry_run:
         print_json(steps) if json else print_plan(stdout(), model, chosen, folder, steps)
         return
-    stderr().print(f"building {model} for {chosen.name} into {folder}")
+    note(f"building {model} for {chosen.name} into {folder}")
     with progress_bar(len(steps)) as progress:
         progress("load")
         loaded = load(model, checkpoint, seed=seed, upsample=upsample, gelu=gelu, config=config)
@@ -126,9 +139,9 @@ def _pictures(folder: Path) -> dict[str, Any]:
     pictures = {}
     for path in sorted(p for p in folder.iterdir() if p.is_file()):
         try:
-            pictures[path.name] = read_image(path)
+            pictures[readable_name(path)] = read_image(path)
         except ImageError as e:
-            stderr().print(f"left out: {e}")
+            note(f"left out: {e}")
     if not pictures:
         raise UsageError(f"--images {folder}: no picture in it could be read")
     return pictures
@@ -145,4 +158,4 @@ def verify(
     if json:
         print_json({"bundle": str(bundle), "verified": True, "files": found.manifest["files"]})
     else:
-        stdout().print(f"{bundle}: {len(found.manifest['files'])} files match their manifest")
+        say(f"{bundle}: {len(found.manifest['files'])} files match their manifest")

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from edgesam_deploy.cli.console import JSON_HELP, print_json, stderr, stdout
+from edgesam_deploy.cli import names
+from edgesam_deploy.cli.console import JSON_HELP, note, print_json, say, stdout
 from edgesam_deploy.errors import UnknownName, UsageError
 
 if TYPE_CHECKING:
@@ -57,7 +58,9 @@ def targets(json: Json = False) -> None:
 
 def passes(
     name: Annotated[str | None, typer.Argument(help="A pass, to see its picture and its reason.")] = None,
-    target: Annotated[str, typer.Option("--target", "-t", help="Whose pipeline.")] = "onnx",
+    target: Annotated[
+        str, typer.Option("--target", "-t", help="Whose pipeline.", autocompletion=names.targets)
+    ] = "onnx",
     json: Json = False,
 ) -> None:
     """List a target's pipeline with each pass's reason, or explain one pass."""
@@ -94,7 +97,7 @@ def _explain(chosen: Pass, *, json: bool) -> None:
         print_json({"name": chosen.name, "dialect": chosen.dialect, "bound": chosen.bound, "text": text})
         return
     bound = "rounding only" if chosen.is_exact else f"{chosen.bound:.1e} relative L2: {chosen.note}"
-    stdout().print(f"{chosen.name}  ({chosen.dialect}; may change outputs by: {bound})\n\n{text}", markup=False)
+    say(f"{chosen.name}  ({chosen.dialect}; may change outputs by: {bound})\n\n{text}")
 
 
 def doctor(json: Json = False) -> None:
@@ -105,17 +108,18 @@ def doctor(json: Json = False) -> None:
     if json:
         print_json(found)
         return
-    console = stdout()
     for key, value in found["machine"].items():
-        console.print(f"{key}: {value}", markup=False)
+        say(f"{key}: {value}")
     table = Table("for", "package", "installed", "to get it")
     for row in found["packages"]:
         table.add_row(row["for"], row["package"], row["version"] or "no", "" if row["version"] else row["install"])
-    console.print(table)
+    stdout().print(table)
 
 
 def fetch(
-    name: Annotated[str | None, typer.Argument(help="A published checkpoint, see --list.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="A published checkpoint, see --list.", autocompletion=names.checkpoints)
+    ] = None,
     list_: Annotated[bool, typer.Option("--list", help="List the names.")] = False,
     json: Json = False,
 ) -> None:
@@ -130,11 +134,10 @@ def fetch(
     if name not in SOURCES:
         raise UnknownName("checkpoint", name, SOURCES)
     path = resolve(name, progress=_download_progress())
-    print_json({"name": name, "path": str(path)}) if json else stdout().print(str(path), markup=False, soft_wrap=True)
+    print_json({"name": name, "path": str(path)}) if json else say(str(path))
 
 
 def _download_progress() -> Any:
-    console = stderr()
     shown = -1
 
     def report(done: int, total: int | None) -> None:
@@ -142,7 +145,7 @@ def _download_progress() -> Any:
         percent = -1 if not total else done * 100 // total
         if percent // 10 > shown // 10:
             shown = percent
-            console.print(f"{percent} % of {(total or 0) / 2**20:.0f} MiB")
+            note(f"{percent} % of {(total or 0) / 2**20:.0f} MiB")
 
     return report
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -30,12 +30,12 @@ def ops(
 
     if fail_on not in (None, "unsupported", "partial"):
         raise UsageError(f"--fail-on {fail_on}: must be unsupported or partial")
-    reports = {path.name: report(path, target.split(",")) for path in _files(subject)}
+    asked = [name.strip() for name in target.split(",")]
+    reports = {path.name: report(path, asked) for path in _files(subject)}
     if json:
         print_json({name: found.to_json() for name, found in reports.items()})
     else:
-        for name, found in reports.items():
-            stdout().print(name, style="bold")
+        for found in reports.values():
             render(found, stdout())
     failures = [row for found in reports.values() for row in (found.failures(fail_on) if fail_on else ())]  # type: ignore[arg-type]
     if failures:
@@ -63,18 +63,19 @@ def bench(
     json: Json = False,
 ) -> None:
     """Latency of a bundle on this machine, per stage; writes bench.json into the bundle."""
-    from rich.table import Table
-
     from edgesam_deploy.bench import measure_latency
     from edgesam_deploy.bundle import open_bundle
 
     opened = open_bundle(bundle)
     with progress_bar(6) as progress:
         found = measure_latency(bundle, warmup=warmup, runs=runs, threads=threads, provider=provider, progress=progress)
-    opened.write_json("bench.json", found)
-    if json:
-        print_json(found)
-        return
+    print_json(found) if json else _print_latency(found)
+    opened.write_json("bench.json", found)  # last: what was measured is shown even where the folder is read-only
+
+
+def _print_latency(found: dict[str, Any]) -> None:
+    from rich.table import Table
+
     columns = ("first", "mean", "min", "p50", "p90", "p99", "std")
     table = Table(
         "stage, ms", *columns, title=f"{found['executed']}; {found['machine']}; loaded in {found['load_ms']:.0f} ms"

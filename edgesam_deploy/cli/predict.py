@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgesam_deploy.cli.console import JSON_HELP, print_json, progress_bar, stderr, stdout
-from edgesam_deploy.errors import OutputError, PromptError
+from edgesam_deploy.cli.console import JSON_HELP, finite, note, print_json, progress_bar, readable_name, say
+from edgesam_deploy.errors import PromptError, UsageError
 
 if TYPE_CHECKING:
     from edgesam_deploy.bundle import Bundle
+    from edgesam_deploy.runtime import BundlePredictor
 
 Provider = Annotated[str, typer.Option(help="cpu, or cuda where onnxruntime has it.")]
 Threads = Annotated[int, typer.Option(help="Threads of the runtime; 0: its own choice.", min=0)]
@@ -34,7 +36,7 @@ def run(
         typer.Option(help="x,y[,label] in pixels; label 1 inside (default), 0 outside. Repeat for more."),
     ] = None,
     box: Annotated[str | None, typer.Option(help="x0,y0,x1,y1 in pixels.")] = None,
-    masks: Annotated[int, typer.Option(help="3 alternatives, 1, or all 4.")] = 3,
+    masks: Annotated[int | None, typer.Option(help="3 alternatives (default), 1, or all 4.")] = None,
     provider: Provider = "cpu",
     threads: Threads = 0,
     json: Json = False,
@@ -42,15 +44,20 @@ def run(
     """Segment what the prompts mean: mask PNGs, an overlay picture and result.json into OUT."""
     import numpy as np
 
+    from edgesam_deploy.bundle import dump_json
+    from edgesam_deploy.cli.results import OVERLAY, RESULT, check_results, mask_file, results
     from edgesam_deploy.model.prompts import check_inside
     from edgesam_deploy.model.transforms import read_image
-    from edgesam_deploy.overlay import overlay_masks, save_mask, save_picture
+    from edgesam_deploy.overlay import overlay_masks, png
     from edgesam_deploy.runtime import open_predictor
 
     points = [_numbers("--point", text, (2, 3)) for text in point or []]
     corners = None if box is None else _numbers("--box", box, (4,))
     if not points and corners is None:
         raise PromptError("nothing to segment: give --point x,y or --box x0,y0,x1,y1")
+    if masks not in (None, 1, 3, 4):
+        raise UsageError(f"--masks {masks}: must be 1, 3 or 4")
+    check_results(out, image)
     picture = read_image(image)
     check_inside([p[:2] for p in points], [] if corners is None else [corners], picture.shape[:2])
     predictor = open_predictor(bundle, provider, threads)
@@ -59,34 +66,38 @@ def run(
         prompt["point_coords"] = [p[:2] for p in points]
         prompt["point_labels"] = [p[2] if len(p) == 3 else 1 for p in points]
     predictor.set_image(picture)
-    found, scores, _ = predictor.predict(**prompt, num_multimask_outputs=masks)
-    _note_weights(predictor.bundle)
+    found, scores, _ = predictor.predict(**prompt, num_multimask_outputs=_mask_count(predictor, masks))
+    remark = _note_weights(predictor.bundle)
 
-    folder = _folder(out)
-    names = [f"mask_{index}.png" for index in range(len(found))]
-    for name, mask in zip(names, found, strict=True):
-        save_mask(folder / name, mask)
-    save_picture(folder / "overlay.png", overlay_masks(picture, found, scores, points, corners))
-    best = int(np.argmax(scores))
-    result = {
-        "image": image.name,
+    best = int(np.argsort(-scores, kind="stable")[0])  # NaN comes last
+    result = finite({
+        "image": readable_name(image), "size": [picture.shape[1], picture.shape[0]], "points": points, "box": corners,
         "masks": [
-            {"file": name, "score": float(score), "area": int(mask.sum())}
-            for name, mask, score in zip(names, found, scores, strict=True)
+            {"file": mask_file(index), "score": float(score), "area": int(mask.sum())}
+            for index, (mask, score) in enumerate(zip(found, scores, strict=True))
         ],
-        "best": best,
-        "overlay": "overlay.png",
-        "weights": predictor.bundle.manifest["weights"],
-    }
-    _write_result(folder, result)
+        "best": best, "overlay": OVERLAY, "weights": predictor.bundle.manifest["weights"],
+    })  # fmt: skip
+    with results(out) as folder:
+        for index, mask in enumerate(found):
+            (folder / mask_file(index)).write_bytes(png(mask))
+        (folder / OVERLAY).write_bytes(png(overlay_masks(picture, found, scores, points, corners, remark)))
+        (folder / RESULT).write_text(dump_json(result), "utf-8")
     if json:
         print_json(result)
         return
-    console = stdout()
-    for index, row in enumerate(result["masks"]):
+    for index, (mask, score) in enumerate(zip(found, scores, strict=True)):
         mark = "  best" if index == best else ""
-        console.print(f"{folder / row['file']}  score {row['score']:.3f}  {row['area']} pixels{mark}")
-    console.print(f"{folder / 'overlay.png'}")
+        say(f"{out / mask_file(index)}  score {score:.3f}  {int(mask.sum())} of {mask.size} pixels{mark}")
+    say(f"{out / OVERLAY}")
+
+
+def _mask_count(predictor: BundlePredictor, asked: int | None) -> int:
+    """1 for an artifact that answers with one mask, else 3 unless asked otherwise."""
+    single = predictor.interface.return_single_mask
+    if single and asked not in (None, 1):
+        raise UsageError(f"--masks {asked}: this bundle gives one mask per prompt (--return-single-mask); leave it out")
+    return asked or (1 if single else 3)
 
 
 def everything(
@@ -104,11 +115,21 @@ def everything(
     json: Json = False,
 ) -> None:
     """Segment everything: masks.json (COCO run lengths, uncompressed) and an overlay picture into OUT."""
+    from edgesam_deploy.bundle import dump_json
+    from edgesam_deploy.cli.results import MASKS, OVERLAY, check_results, results
     from edgesam_deploy.model.mask_generator import SamAutomaticMaskGenerator
     from edgesam_deploy.model.transforms import read_image
-    from edgesam_deploy.overlay import overlay_everything, save_picture
+    from edgesam_deploy.overlay import overlay_everything, png
     from edgesam_deploy.runtime import open_predictor
 
+    for flag, value in (
+        ("pred-iou", pred_iou_thresh),
+        ("stability-score", stability_score_thresh),
+        ("box-nms", box_nms_thresh),
+    ):
+        if not math.isfinite(value):
+            raise UsageError(f"--{flag}-thresh {value}: must be a number")
+    check_results(out, image)
     picture = read_image(image)
     predictor = open_predictor(bundle, provider, threads)
     generator = SamAutomaticMaskGenerator(
@@ -131,15 +152,16 @@ def everything(
                 progress(f"prompt {done} of {total}")
 
         records = generator.generate(picture, progress=report)
-    _note_weights(predictor.bundle)
-    folder = _folder(out)
-    result = {"image": image.name, "weights": predictor.bundle.manifest["weights"], "masks": records}
-    _write_result(folder, result, "masks.json")
-    save_picture(folder / "overlay.png", overlay_everything(picture, records))
+    remark = _note_weights(predictor.bundle)
+    weights = predictor.bundle.manifest["weights"]
+    result = {"image": readable_name(image), "weights": weights, "masks": records}
+    with results(out) as folder:
+        (folder / MASKS).write_text(dump_json(result), "utf-8")
+        (folder / OVERLAY).write_bytes(png(overlay_everything(picture, records, remark)))
     if json:
         print_json(result)
     else:
-        stdout().print(f"{len(records)} masks\n{folder / 'masks.json'}\n{folder / 'overlay.png'}")
+        say(f"{len(records)} mask{'' if len(records) == 1 else 's'}\n{out / MASKS}\n{out / OVERLAY}")
 
 
 def _numbers(flag: str, text: str, counts: tuple[int, ...]) -> list[float]:
@@ -154,23 +176,10 @@ def _numbers(flag: str, text: str, counts: tuple[int, ...]) -> list[float]:
     return numbers
 
 
-def _folder(out: Path) -> Path:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise OutputError(f"--out {out}: {e.strerror}") from e
-    return out
-
-
-def _write_result(folder: Path, result: dict[str, Any], name: str = "result.json") -> None:
-    from edgesam_deploy.overlay import write_file
-
-    from edgesam_deploy.bundle import dump_json  # isort: skip
-
-    write_file(folder / name, dump_json(result).encode())
-
-
-def _note_weights(bundle: Bundle) -> None:
+def _note_weights(bundle: Bundle) -> str:
+    """Say on stderr that the weights are random, where they are; the remark for the picture."""
     weights = bundle.manifest["weights"]
-    if weights["source"] == "seeded":
-        stderr().print(f"note: this bundle has random weights (seed {weights['seed']}); its masks mean nothing")
+    if weights["source"] != "seeded":
+        return ""
+    note(f"note: this bundle has random weights (seed {weights['seed']}); its masks mean nothing")
+    return "random weights"

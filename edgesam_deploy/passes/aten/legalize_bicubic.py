@@ -37,8 +37,9 @@ def _rewrite(graph: AtenGraph, node: Node) -> bool:
     (height, width), (new_height, new_width) = sizes[:2], sizes[2:]
     align = bool(argument(node, 2, "align_corners", False))
     down, across = _scales(node)
-    rows = graph.add_constant(f"bicubic_{height}_{new_height}", _matrix(height, new_height, align, down))
-    columns = graph.add_constant(f"bicubic_{width}_{new_width}_t", _matrix(width, new_width, align, across).T)
+    dtype = node.meta["val"].dtype
+    rows = graph.add_constant(f"bicubic_{height}_{new_height}", _matrix(height, new_height, align, down).to(dtype))
+    columns = graph.add_constant(f"bicubic_{width}_{new_width}_t", _matrix(width, new_width, align, across).T.to(dtype))
     with graph.graph.inserting_before(node):
         wide = graph.call(aten.matmul.default, source, columns)
         result = graph.call(aten.matmul.default, rows, wide)
@@ -58,4 +59,4 @@ def _matrix(size: int, new_size: int, align_corners: bool, scale: float | None) 
     """(new_size, size): bicubic interpolation of each unit vector."""
     identity = torch.eye(size, dtype=torch.float64)[None, None]
     rows: Tensor = aten.upsample_bicubic2d.default(identity, [new_size, size], align_corners, scale)
-    return rows[0, 0].float()
+    return rows[0, 0]

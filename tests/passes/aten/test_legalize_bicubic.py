@@ -51,6 +51,12 @@ def test_edgesams_neck() -> None:
     torch.testing.assert_close(rows.sum(1), torch.ones(64))
 
 
+def test_double_precision_stays() -> None:
+    before = traced(Calls(lambda _, x: F.interpolate(x.double(), scale_factor=2, mode="bicubic").float()), (1, 2, 5, 6))
+    after = rewritten(before, legalize_bicubic, 1)
+    assert {value.dtype for value in after.aten.state_dict.values()} == {torch.float64}
+
+
 def test_two_resizes_of_one_size() -> None:
     def function(_: Calls, x: torch.Tensor) -> torch.Tensor:
         up = F.interpolate(x, (8, 8), mode="bicubic")

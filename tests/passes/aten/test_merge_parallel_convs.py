@@ -135,11 +135,6 @@ def read_twice(s: Calls, x: Tensor) -> Tensor:
     return y + s.b(x) + y.relu()
 
 
-def inner_read_twice(s: Calls, x: Tensor) -> Tensor:
-    y = s.a(x) + x.relu()
-    return (y + s.b(x)) * y
-
-
 def branch_is_output(s: Calls, x: Tensor) -> tuple[Tensor, Tensor]:
     y = s.a(x)
     return y, y + x
@@ -164,7 +159,6 @@ REFUSED: dict[str, tuple[Callable[..., object], nn.Module]] = {
     "weighted inner sum": (lambda s, x: torch.add(s.a(x), s.c(x), alpha=0.5) + x, same(3)),
     "difference": (lambda s, x: s.a(x) - s.c(x), same(3)),
     "read twice": (read_twice, same(3)),
-    "inner sum read twice": (inner_read_twice, same(3)),
     "computed weight": (lambda s, x: nn.functional.conv2d(x, s.a.weight.tanh(), None, 1, 1, 1, 4) + x, same(3)),
     "computed bias": (lambda s, x: nn.functional.conv2d(x, s.a.weight, x.mean((0, 2, 3)), 1, 1, 1, 4) + x, same(3)),
     "input as weight": (lambda s, x: torch.conv2d(s.a.weight, x[:1, :1, :3, :3], None, 1, 1) + x.mean(), same(3)),
@@ -186,6 +180,20 @@ def test_the_inner_pair_of_a_weighted_sum() -> None:
     """A weighted outer sum is no reason to leave the plain inner one."""
     before = program(lambda s, x: torch.add(s.a(x) + s.b(x), x, alpha=2), a=same(3), b=same(1))
     assert counts(rewritten(before, merge_parallel_convs, 1)) == {"conv2d": 1, "add": 1}
+
+
+def test_an_inner_sum_with_another_reader_is_merged_alone() -> None:
+    def function(s: Calls, x: Tensor) -> Tensor:
+        y = s.a(x) + x
+        return (y + s.b(x)) * y
+
+    before = program(function, a=same(3), b=same(1))
+    assert counts(rewritten(before, merge_parallel_convs, 1)) == {"conv2d": 2, "add": 1, "mul": 1}
+
+
+def test_refuses_an_identity_that_is_broadcast() -> None:
+    module = randomise(Calls(lambda s, x: s.a(x) + x, a=nn.Conv2d(1, 4, 3, padding=1)))
+    rewritten(traced(module, (2, 1, 6, 5)), merge_parallel_convs, 0)
 
 
 def test_double_precision_stays() -> None:

@@ -1,0 +1,24 @@
+"""Names that the shell completes. Each is looked up when Tab is pressed."""
+
+from __future__ import annotations
+
+
+def models(incomplete: str) -> list[str]:
+    """Models and their aliases."""
+    from edgesam_deploy.model.configs import ALIASES, MODELS
+
+    return [name for name in (*MODELS, *ALIASES) if name.startswith(incomplete)]
+
+
+def targets(incomplete: str) -> list[str]:
+    """Targets."""
+    from edgesam_deploy.targets import TARGETS
+
+    return [name for name in TARGETS if name.startswith(incomplete)]
+
+
+def checkpoints(incomplete: str) -> list[str]:
+    """Published checkpoints."""
+    from edgesam_deploy.model.fetch import SOURCES
+
+    return [name for name in SOURCES if name.startswith(incomplete)]
