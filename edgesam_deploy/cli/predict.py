@@ -12,6 +12,9 @@ from edgesam_deploy.cli.console import JSON_HELP, finite, note, print_json, prog
 from edgesam_deploy.errors import PromptError, UsageError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from edgesam_deploy.bundle import Bundle
     from edgesam_deploy.runtime import BundlePredictor
 
@@ -42,8 +45,6 @@ def run(
     json: Json = False,
 ) -> None:
     """Segment what the prompts mean: mask PNGs, an overlay picture and result.json into OUT."""
-    import numpy as np
-
     from edgesam_deploy.bundle import dump_json
     from edgesam_deploy.cli.results import OVERLAY, RESULT, check_results, mask_file, results
     from edgesam_deploy.model.prompts import check_inside
@@ -51,8 +52,8 @@ def run(
     from edgesam_deploy.overlay import overlay_masks, png
     from edgesam_deploy.runtime import open_predictor
 
-    points = [_numbers("--point", text, (2, 3)) for text in point or []]
-    corners = None if box is None else _numbers("--box", box, (4,))
+    points = [_numbers("--point", text, "x,y[,label]", (2, 3)) for text in point or []]
+    corners = None if box is None else _numbers("--box", box, "x0,y0,x1,y1", (4,))
     if not points and corners is None:
         raise PromptError("nothing to segment: give --point x,y or --box x0,y0,x1,y1")
     if masks not in (None, 1, 3, 4):
@@ -61,23 +62,23 @@ def run(
     picture = read_image(image)
     check_inside([p[:2] for p in points], [] if corners is None else [corners], picture.shape[:2])
     predictor = open_predictor(bundle, provider, threads)
-    prompt: dict[str, Any] = {"box": corners}
-    if points:
-        prompt["point_coords"] = [p[:2] for p in points]
-        prompt["point_labels"] = [p[2] if len(p) == 3 else 1 for p in points]
     predictor.set_image(picture)
-    found, scores, _ = predictor.predict(**prompt, num_multimask_outputs=_mask_count(predictor, masks))
+    found, scores, _ = predictor.predict(
+        point_coords=[p[:2] for p in points] or None,
+        point_labels=[p[2] if len(p) == 3 else 1 for p in points] or None,
+        box=corners,
+        num_multimask_outputs=_mask_count(predictor, masks),
+    )
     remark = _note_weights(predictor.bundle)
 
-    best = int(np.argsort(-scores, kind="stable")[0])  # NaN comes last
-    result = finite({
-        "image": readable_name(image), "size": [picture.shape[1], picture.shape[0]], "points": points, "box": corners,
-        "masks": [
-            {"file": mask_file(index), "score": float(score), "area": int(mask.sum())}
-            for index, (mask, score) in enumerate(zip(found, scores, strict=True))
-        ],
-        "best": best, "overlay": OVERLAY, "weights": predictor.bundle.manifest["weights"],
-    })  # fmt: skip
+    result = {
+        "image": readable_name(image),
+        "size": [picture.shape[1], picture.shape[0]],
+        "points": points,
+        "box": corners,
+        "weights": predictor.bundle.manifest["weights"],
+        **_described(found, scores),
+    }
     with results(out) as folder:
         for index, mask in enumerate(found):
             (folder / mask_file(index)).write_bytes(png(mask))
@@ -86,10 +87,23 @@ def run(
     if json:
         print_json(result)
         return
-    for index, (mask, score) in enumerate(zip(found, scores, strict=True)):
-        mark = "  best" if index == best else ""
-        say(f"{out / mask_file(index)}  score {score:.3f}  {int(mask.sum())} of {mask.size} pixels{mark}")
+    for index, (row, score) in enumerate(zip(result["masks"], scores, strict=True)):
+        mark = "  best" if index == result["best"] else ""
+        say(f"{out / row['file']}  score {score:.3f}  {row['area']} of {found[index].size} pixels{mark}")
     say(f"{out / OVERLAY}")
+
+
+def _described(masks: NDArray[np.bool_], scores: NDArray[np.float32]) -> dict[str, Any]:
+    """What result.json says of the masks."""
+    from edgesam_deploy.cli.results import OVERLAY, mask_file
+
+    rows = [
+        {"file": mask_file(index), "score": float(score), "area": int(mask.sum())}
+        for index, (mask, score) in enumerate(zip(masks, scores, strict=True))
+    ]
+    best = int((-scores).argsort(kind="stable")[0])  # NaN comes last
+    described: dict[str, Any] = finite({"masks": rows, "best": best, "overlay": OVERLAY})
+    return described
 
 
 def _mask_count(predictor: BundlePredictor, asked: int | None) -> int:
@@ -164,15 +178,16 @@ def everything(
         say(f"{len(records)} mask{'' if len(records) == 1 else 's'}\n{out / MASKS}\n{out / OVERLAY}")
 
 
-def _numbers(flag: str, text: str, counts: tuple[int, ...]) -> list[float]:
+def _numbers(flag: str, text: str, form: str, counts: tuple[int, ...]) -> list[float]:
     try:
         numbers = [float(word) for word in text.split(",")]
     except ValueError as e:
-        raise PromptError(f"{flag} {text}: not numbers separated by commas") from e
+        raise PromptError(f"{flag} {text}: not numbers separated by commas; give {form}") from e
     if len(numbers) not in counts:
-        raise PromptError(f"{flag} {text}: expected {' or '.join(map(str, counts))} numbers, got {len(numbers)}")
-    if not all(abs(n) < float("inf") for n in numbers):
-        raise PromptError(f"{flag} {text}: holds NaN or infinity")
+        wanted = " or ".join(map(str, counts))
+        raise PromptError(f"{flag} {text}: expected {wanted} numbers, got {len(numbers)}; give {form}")
+    if not all(math.isfinite(n) for n in numbers):
+        raise PromptError(f"{flag} {text}: holds NaN or infinity; give {form} in pixels")
     return numbers
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
@@ -34,13 +35,14 @@ from scenes import picture
 
 from edgesam_deploy import parity
 from edgesam_deploy.builder import build
-from edgesam_deploy.bundle import write_manifest
+from edgesam_deploy.bundle import draft, write_manifest
 from edgesam_deploy.cli.results import results
 from edgesam_deploy.errors import OutputError
 from edgesam_deploy.model import configs, fetch
 from edgesam_deploy.model.configs import override
 from edgesam_deploy.model.registry import load
 from edgesam_deploy.parity import seeded_scene
+from edgesam_deploy.runtime import open_predictor
 
 TRACEBACK = "Traceback"
 
@@ -54,11 +56,14 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
+TINY_ENCODER = {key: value for key, value in TINY.items() if key != "mask_decoder"}
+
+
 @pytest.fixture
-def tiny_edge_sam(monkeypatch):
-    """The name edge_sam builds the tests' tiny model, in this process, measured on one small picture."""
+def tiny_repvit(monkeypatch):
+    """The name repvit_m1 builds a tiny encoder, in this process, measured on one small picture."""
     monkeypatch.setattr(parity, "shipped_pictures", lambda: {"scene": picture(150, 225, 10)})
-    monkeypatch.setitem(configs.MODELS, "edge_sam", override(configs.MODELS["edge_sam"], TINY))
+    monkeypatch.setitem(configs.MODELS, "repvit_m1", override(configs.MODELS["repvit_m1"], TINY_ENCODER))
 
 
 def refused(code, words, *arguments):
@@ -314,8 +319,7 @@ def test_pictures_to_check_with(place, bundles):
 
 
 def test_an_encoder_takes_no_prompts(place):
-    config = {key: value for key, value in TINY.items() if key != "mask_decoder"}
-    build(load("repvit_m1", config=config), "onnx", "encoder", proof="off", pictures={"s": seeded_scene(5)})
+    build(load("repvit_m1", config=TINY_ENCODER), "onnx", "encoder", proof="off", pictures={"s": seeded_scene(5)})
     refused(USAGE, ["image encoder alone"], "run", "encoder", COFFEE, "-o", "out", "--point", "5,5")
     refused(USAGE, ["image encoder alone"], "everything", "encoder", COFFEE, "-o", "out")
     assert edgesam_deploy("bench", "encoder", "--runs", "1", "--warmup", "0").code == DONE
@@ -363,42 +367,51 @@ def test_a_folder_that_may_not_be_written(place, bundles, monkeypatch):
     refused(USAGE, ["cannot write to", "another"], "everything", bundles().path, COFFEE, "-o", "locked/a/b")
 
 
-def test_a_read_only_file_system(place, bundles, tiny_edge_sam):
+def test_a_read_only_file_system(place, bundles):
     with tmpfs(place / "disk", "ro") as mounted:
         if not mounted:
             pytest.skip("mounting is not permitted here")
         for out in ("disk", "disk/a/b"):
-            refused(USAGE, ["cannot write", "another --out"], "build", "edge_sam", "-o", out, "--proof", "off")
+            refused(USAGE, ["cannot write", "another --out"], "build", "edge_sam", "-o", out)
             refused(USAGE, ["disk", "another"], "run", bundles().path, COFFEE, "--point", "5,5", "-o", out)
+
+
+def test_a_read_only_bundle(place, bundles):
     with tmpfs(place / "disk", "size=9m") as mounted:
+        if not mounted:
+            pytest.skip("mounting is not permitted here")
         shutil.copytree(bundles().path, place / "disk" / "bundle")
         subprocess.run(["mount", "-o", "remount,ro", str(place / "disk")], check=True)
         before = contents(place)
         found = edgesam_deploy("bench", "disk/bundle", "--runs", "1", "--json")
         assert found.code in (ERROR, USAGE)
         assert "Read-only file system" in found.err
-        assert contents(place) == before
         assert json.loads(found.out)["stages"]  # what was measured is shown all the same
+        assert contents(place) == before
         assert edgesam_deploy("verify", "disk/bundle").code == DONE
 
 
-def test_a_full_disk(place, bundles, tiny_edge_sam):
+def test_a_full_disk(place, bundles, tiny_repvit, monkeypatch):
+    """On a small disk of its own where that can be mounted, else by a write that fails."""
     with tmpfs(place / "disk", "size=300k") as mounted:
         if not mounted:
-            pytest.skip("mounting is not permitted here")
-        refused(USAGE, ["no space left", "disk/bundle"], "build", "edge_sam", "-o", "disk/bundle", "--proof", "off")
+            monkeypatch.setattr("pathlib.Path.write_text", no_space)
+        build = ["build", "repvit_m1", "--proof", "off"]
+        refused(USAGE, ["no space left", "disk/bundle"], *build, "-o", "disk/bundle")
+        if not mounted:
+            return
         (place / "disk" / "filler").write_bytes(bytes(200_000))
         refused(USAGE, ["disk", "No space left"], "run", bundles().path, HOPPER, "--point", "5,5", "-o", "disk/out")
         refused(USAGE, ["disk", "No space left"], "run", bundles().path, HOPPER, "--point", "5,5", "-o", "disk")
 
 
-def test_a_full_disk_simulated(place, bundles, tiny_edge_sam, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
+def no_space(*_):
+    raise OSError(28, "No space left on device")
 
+
+def test_a_full_disk_simulated(place, bundles, monkeypatch):
     bundle = bundles().path
-    monkeypatch.setattr("pathlib.Path.write_text", full)
-    refused(USAGE, ["no space left", "out"], "build", "edge_sam", "-o", "out", "--proof", "off")
+    monkeypatch.setattr("pathlib.Path.write_text", no_space)
     refused(USAGE, ["out", "No space left"], "run", bundle, COFFEE, "--point", "5,5", "-o", "out")
     refused(USAGE, ["out", "No space left"], "everything", bundle, COFFEE, "--points-per-side", "2", "-o", "out")
     with pytest.raises(OutputError, match="No space"), results(place / "new" / "deep") as folder:
@@ -464,18 +477,10 @@ def test_an_artifact_that_is_not_the_model(place, existing):
     assert found.code == PARITY
 
 
-def test_a_build_that_fails_parity(place, tiny_edge_sam, monkeypatch):
+def test_a_build_that_fails_parity(tiny_repvit, monkeypatch):
     monkeypatch.setitem(parity.BOUNDS, "fp32", parity.Bounds(1e-12, 1.0, 0))
-    found = refused(
-        PARITY,
-        ["parity fail", "no bundle was written", "relative L2"],
-        "build",
-        "edge_sam",
-        "-o",
-        "out",
-        "--proof",
-        "off",
-    )
+    words = ["parity fail", "no bundle was written", "embeddings of scene", "relative L2"]
+    found = refused(PARITY, words, "build", "repvit_m1", "-o", "out", "--proof", "off")
     assert found.out == ""
 
 
@@ -506,3 +511,99 @@ def test_messages_come_in_any_encoding():
     found = subprocess_of("build", "modéle", env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"})
     assert found.code == USAGE
     assert "unknown model 'mod" in found.err
+
+
+# --- known faults outside of the command line: each mark goes with its repair ----------------------------------------
+
+
+def fault(where):
+    return pytest.mark.xfail(strict=True, reason=f"known fault in {where}")
+
+
+@fault("bundle.draft: the folders it made above the bundle stay")
+def test_a_failed_build_leaves_no_empty_folders(place):
+    with pytest.raises(KeyboardInterrupt), draft(place / "new" / "deep" / "bundle"):
+        raise KeyboardInterrupt
+    assert contents(place) == {}
+
+
+@fault("bundle._publish: renames a mount point, which no system allows")
+def test_an_empty_mount_point_as_out(place):
+    with tmpfs(place / "disk", "size=1m") as mounted:
+        if not mounted:
+            pytest.skip("mounting is not permitted here")
+        with contextlib.suppress(OutputError), draft(place / "disk") as folder:
+            (folder / "manifest.json").write_text("{}")
+        assert os.listdir(place) == ["disk"]
+
+
+@fault("bundle._publish: replaces the link and leaves its old name behind")
+def test_a_link_to_an_empty_folder_as_out(place):
+    (place / "real").mkdir()
+    (place / "link").symlink_to("real")
+    with contextlib.suppress(OutputError), draft(place / "link") as folder:
+        (folder / "manifest.json").write_text("{}")
+    assert sorted(os.listdir(place)) == ["link", "real"]
+    assert (place / "link").is_symlink()
+
+
+@fault("builder.build: Path('.').with_name")
+def test_the_empty_working_folder_as_out(place, tiny_repvit, monkeypatch):
+    (place / "here").mkdir()
+    monkeypatch.chdir(place / "here")
+    found = edgesam_deploy("build", "repvit_m1", "-o", ".", "--proof", "off")
+    assert found.code in (DONE, USAGE)
+    assert os.listdir(place) == ["here"]
+
+
+@fault("bundle._publish: does not look again whether it may replace")
+def test_files_that_come_while_building(place):
+    with pytest.raises(OutputError), draft(place / "out") as folder:
+        (folder / "manifest.json").write_text("{}")
+        (place / "out").mkdir()
+        (place / "out" / "thesis.tex").write_text("...")
+    assert os.listdir(place / "out") == ["thesis.tex"]
+
+
+MANIFESTS = {
+    "a schema that is no number": {"schema": "x"},
+    "files in a list": {"files": [1]},
+    "parts in a list": {"parts": []},
+    "a part without a file": {"parts": {"image_encoder": {}}},
+    "no contract": {"contract": None},
+}
+
+
+@fault("bundle.open_bundle: looks at the outermost names only")
+@pytest.mark.parametrize("change", MANIFESTS.values(), ids=MANIFESTS.keys())
+def test_manifests_of_another_shape(existing, change):
+    manifest = json.loads((existing / "manifest.json").read_text())
+    (existing / "manifest.json").write_text(json.dumps({**manifest, **change}))
+    refused(ERROR, ["manifest.json"], "verify", "existing")
+    refused(ERROR, ["manifest.json"], "run", "existing", COFFEE, "-o", "out", "--point", "5,5")
+    refused(ERROR, ["manifest.json"], "ops", "existing")
+
+
+@fault("targets.onnx.OnnxRunner: passes on what ONNX Runtime raises")
+@pytest.mark.parametrize("command", ["run", "everything", "bench"])
+def test_a_damaged_artifact(existing, command):
+    (existing / "encoder.onnx").write_bytes((existing / "encoder.onnx").read_bytes()[:1000])
+    more = {"run": [COFFEE, "--point", "5,5", "-o", "out"], "everything": [COFFEE, "-o", "out"]}.get(command, [])
+    refused(ERROR, ["encoder.onnx", "verify"], command, "existing", *more)
+
+
+@fault("base_predictor.predict_batch: takes masks 1 to 3 of one")
+def test_one_mask_through_the_predictor(bundles, scene):
+    predictor = open_predictor(bundles(io="sam", return_single_mask=True).path)
+    predictor.set_image(scene)
+    assert predictor.predict([[9, 9]], [1])[0].shape == (1, *scene.shape[:2])
+
+
+@fault("bundle.write_json: its tidying up fails on a read-only disk, and hides the reason")
+def test_a_read_only_bundle_says_so(place, bundles):
+    with tmpfs(place / "disk", "size=9m") as mounted:
+        if not mounted:
+            pytest.skip("mounting is not permitted here")
+        shutil.copytree(bundles().path, place / "disk" / "bundle")
+        subprocess.run(["mount", "-o", "remount,ro", str(place / "disk")], check=True)
+        refused(USAGE, ["cannot write disk/bundle/bench.json"], "bench", "disk/bundle", "--runs", "1")

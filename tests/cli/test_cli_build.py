@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 
@@ -9,11 +10,14 @@ import pytest
 from command_line import COFFEE, DONE, HOPPER, USAGE, contents, edgesam_deploy, subprocess_of
 from conftest import TINY
 from PIL import Image
+from rich.console import Console
 from scenes import picture
 
 from edgesam_deploy import parity
+from edgesam_deploy.bundle import open_bundle
 from edgesam_deploy.model import configs
 from edgesam_deploy.model.configs import override
+from edgesam_deploy.report import print_build
 
 HASHED = {"README.md", "decoder.onnx", "encoder.onnx", "ops.json"}
 
@@ -69,37 +73,16 @@ def test_the_real_model_in_full_size_as_json(tmp_path):
     assert found["manifest"]["contract"]["image_size"] == 1024
 
 
-def test_json(tiny):
-    built = edgesam_deploy("build", "edge_sam", "--json")
+def test_json_and_every_option(tiny):
+    target = ["--points", "4", "--batch", "dynamic", "--mask-input", "--scores", "stability", "--opset", "18"]
+    model = ["--embed-preprocess", "--seed", "7", "--upsample", "bilinear", "--gelu", "tanh", "--strict", "--json"]
+    built = edgesam_deploy("build", "default", *target, *model, "--proof", "off")
     assert built.code == DONE, built.err
     found = json.loads(built.out)
     assert found.keys() == {"bundle", "manifest", "parity", "timings"}
     assert found["bundle"] == "out/edge_sam/onnx"
-    assert found["manifest"] == json.loads((tiny / "out/edge_sam/onnx/manifest.json").read_text())
-    assert found["parity"]["verdict"] == "pass"
-    assert {step["part"] for step in found["timings"]["steps"]} == {"image_encoder", "mask_decoder"}
-    assert all(step["error"] is not None for step in found["timings"]["steps"] if step["sites"])
-
-
-def test_options_reach_the_artifact(tiny):
-    target = ["--points", "4", "--batch", "dynamic", "--mask-input", "--scores", "stability", "--opset", "18"]
-    model = [
-        "--embed-preprocess",
-        "--seed",
-        "7",
-        "--upsample",
-        "bilinear",
-        "--gelu",
-        "tanh",
-        "--proof",
-        "off",
-        "--strict",
-    ]
-    built = edgesam_deploy("build", "default", *target, *model)
-    assert built.code == DONE, built.err
-    assert "against the checkpoint's own form" in built.out
-    assert "not proved" in built.out
-    manifest = json.loads((tiny / "out/edge_sam/onnx/manifest.json").read_text())
+    manifest = found["manifest"]
+    assert manifest == json.loads((tiny / "out/edge_sam/onnx/manifest.json").read_text())
     assert manifest["options"] == {
         "points": 4, "batch": "dynamic", "mask_input": True, "scores": "stability", "io": "contract",
         "return_single_mask": False, "embed_preprocess": True, "opset": 18, "precision": "fp32",
@@ -107,6 +90,13 @@ def test_options_reach_the_artifact(tiny):
     assert manifest["model"]["config"]["image_encoder"]["upsample"] == "bilinear"
     assert manifest["model"]["config"]["mask_decoder"]["gelu"] == "tanh"
     assert manifest["weights"]["seed"] == 7
+    assert found["parity"]["verdict"] == "pass"
+    assert {step["part"] for step in found["timings"]["steps"]} == {"image_encoder", "mask_decoder"}
+    assert {step["error"] for step in found["timings"]["steps"]} == {None}
+    console = Console(file=io.StringIO(), width=200)
+    print_build(console, open_bundle("out/edge_sam/onnx"))
+    for words in ("not proved", "against the checkpoint's own form (edge_sam, fp32 PyTorch, bicubic neck, erf GELU"):
+        assert words in console.file.getvalue()
 
 
 def test_an_encoder_alone_with_a_dump(tiny):

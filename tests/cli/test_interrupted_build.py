@@ -20,22 +20,23 @@ from edgesam_deploy.model.configs import override
 PATIENCE = 240  # seconds until a build writes, on a busy machine
 
 
-# the command line on the tests' tiny model, with enough pictures that measuring takes a while
+TINY_ENCODER = {key: value for key, value in TINY.items() if key != "mask_decoder"}
+# the command line on a tiny encoder, with so many pictures that measuring takes a while
 TINY_BUILD = f"""
 from edgesam_deploy import parity
 from edgesam_deploy.cli import main
 from edgesam_deploy.model import configs
-configs.MODELS["edge_sam"] = configs.override(configs.MODELS["edge_sam"], {TINY!r})
-parity.shipped_pictures = lambda: {{f"scene {{i}}": parity.seeded_scene(i) for i in range(100)}}
+configs.MODELS["repvit_m1"] = configs.override(configs.MODELS["repvit_m1"], {TINY_ENCODER!r})
+scene = parity.seeded_scene(5)
+parity.shipped_pictures = lambda: {{str(i): scene for i in range(10_000)}}
 main()
 """
 
 
-def started(out, *options, tiny=False):
-    command = [sys.executable, *(["-c", TINY_BUILD] if tiny else ["-m", "edgesam_deploy"]), "build", "edge_sam"]
+def started(program, *options):
     return subprocess.Popen(
-        [*command, "--proof", "off", "-o", str(out), *options],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1,
+        [sys.executable, *program, "build", *options, "--proof", "off"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
 
@@ -63,7 +64,8 @@ def interrupted(process, out, number):
 
 def test_killed_in_the_middle_of_writing(tmp_path, monkeypatch):
     out = tmp_path / "bundle"
-    code, printed, _, draft = interrupted(started(out, "--image-size", "512"), out, signal.SIGKILL)
+    process = started(["-m", "edgesam_deploy"], "edge_sam", "--image-size", "512", "-o", str(out))
+    code, printed, _, draft = interrupted(process, out, signal.SIGKILL)
     assert (code, printed) == (-signal.SIGKILL, "")
     assert not out.exists()
     assert draft.exists()  # nobody was left to remove it
@@ -76,24 +78,28 @@ def test_killed_in_the_middle_of_writing(tmp_path, monkeypatch):
     assert edgesam_deploy("verify", tmp_path / "rescued").code == ERROR
     shutil.rmtree(tmp_path / "rescued")
     # the next build of the same folder works and sweeps up
-    monkeypatch.setitem(configs.MODELS, "edge_sam", override(configs.MODELS["edge_sam"], TINY))
-    assert edgesam_deploy("build", "edge_sam", "-o", out, "--proof", "off").code == DONE
+    monkeypatch.setitem(configs.MODELS, "repvit_m1", override(configs.MODELS["repvit_m1"], TINY_ENCODER))
+    assert edgesam_deploy("build", "repvit_m1", "-o", out, "--proof", "off").code == DONE
     assert edgesam_deploy("verify", out).code == DONE
     assert os.listdir(tmp_path) == ["bundle"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
-def test_asked_to_stop(tmp_path, bundles, number):
+def test_asked_to_stop(tmp_path, bundles):
     """The draft goes, and a bundle that was to be replaced stays."""
-    out = shutil.copytree(bundles().path, tmp_path / "bundle")
-    before = contents(tmp_path)
-    code, printed, said, draft = interrupted(started(out, "--overwrite", tiny=True), out, number)
-    assert code == 128 + number
-    assert printed == ""
-    assert "Traceback" not in said
-    assert not draft.exists()
-    assert contents(tmp_path) == before
-    assert edgesam_deploy("verify", out).code == DONE
+    running = {}
+    for number in (signal.SIGTERM, signal.SIGINT):
+        out = shutil.copytree(bundles().path, tmp_path / number.name / "bundle")
+        running[number] = out, started(["-c", TINY_BUILD], "repvit_m1", "--overwrite", "-o", str(out))
+    before = contents(bundles().path)
+    for number, (out, process) in running.items():
+        code, printed, said, draft = interrupted(process, out, number)
+        assert code == 128 + number
+        assert printed == ""
+        assert "Traceback" not in said
+        assert not draft.exists()
+        assert os.listdir(out.parent) == ["bundle"]
+        assert contents(out) == before
+        assert edgesam_deploy("verify", out).code == DONE
 
 
 def test_a_closed_terminal_is_as_good_as_a_kill(monkeypatch):

@@ -68,8 +68,14 @@ def test_metadata_alone_is_work_too() -> None:
     program.onnx.graph.inputs[0].metadata_props["stack"] = "trace"
     after = rewritten(program, canonicalize_names, 1)
     assert not after.onnx.graph.inputs[0].metadata_props
-    next(iter(program.onnx.graph)).doc_string = "trace"
+    program.onnx.graph.outputs[0].doc_string = "trace"
     rewritten(program, canonicalize_names, 2)
+    node = next(iter(program.onnx.graph))
+    node.doc_string = "trace"
+    rewritten(program, canonicalize_names, 3)
+    node.doc_string = None
+    node.metadata_props["stack"] = "trace"
+    rewritten(program, canonicalize_names, 3)
 
 
 def dynamic(dims: dict[str, list[str | int]], names: tuple[str | int, ...] = ("batch", "num_points", 2)) -> Program:
@@ -132,16 +138,18 @@ def test_static_inputs_and_unknown_shapes() -> None:
 
 def test_initializers_in_the_order_of_use() -> None:
     program = parsed("""
-        part (float[2] x) => (float[2] y) <float[2] c = {1, 2}, float[2] a = {3, 4}, float[2] b = {5, 6}> {
+        part (float[2] z) => (float[2] y)
+        <float[2] c = {1, 2}, float[2] a = {3, 4}, float[2] b = {5, 6}, float most = {1}> {
+            x = Clip(z, , most)
             p = Add(x, a)
             q = Mul(p, b)
             r = Sub(q, a)
             y = Div(r, c)
         }""")
     for index, node in enumerate(program.onnx.graph):
-        node.name = ["Add_0", "Mul_0", "Sub_0", "Div_0"][index]
+        node.name = ["Clip_0", "Add_0", "Mul_0", "Sub_0", "Div_0"][index]
     after = rewritten(program, canonicalize_names, 1)
-    assert list(after.onnx.graph.initializers) == ["a", "b", "c"]
+    assert list(after.onnx.graph.initializers) == ["most", "a", "b", "c"]
     np.testing.assert_array_equal(after.onnx.graph.initializers["a"].const_value, [3, 4])
 
 

@@ -56,6 +56,8 @@ def shape_of(program: Program) -> list[int]:
         (["a", "b", "6"], ["b", "a", "6"], None),  # two that are not in their place: only one can be -1
         (["a", "b"], ["a", "b"], [0, 0]),
         (["a", "6"], ["1", "a", "2", "3"], [1, -1, 2, 3]),
+        (["a", "6"], ["a", "2", "3"], [-1, 2, 3]),  # every runtime knows -1; 0 only where there is no other way
+        (["a", "b"], ["a", "1", "b"], [0, 1, -1]),
     ],
 )
 def test_copies_and_works_out(before: list[str], after: list[str], expected: list[int] | None) -> None:
