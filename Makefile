@@ -34,7 +34,8 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 bench: $(READY) ## against the reference scripts' export, interleaved; writes benchmarks/results
-	$(BIN)/python benchmarks/latency_vs_reference.py
+	$(BIN)/python -m benchmarks.latency_vs_reference
+	$(BIN)/python -m pytest -q benchmarks
 
 clean:
 	rm -rf .venv out .mypy_cache .ruff_cache .pytest_cache

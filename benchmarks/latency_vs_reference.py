@@ -1,6 +1,6 @@
 """Latency of our ONNX bundle against the reference scripts' export of the same weights, interleaved, on this CPU.
 
-    python benchmarks/latency_vs_reference.py [--rounds 15] [--threads 2] [--out benchmarks/results] [--bundle DIR]
+    python -m benchmarks.latency_vs_reference [--rounds 15] [--threads 2] [--out benchmarks/results] [--bundle DIR]
 
 Builds ``edge_sam`` for ``onnx`` with 5 slots (or takes a bundle that is there), exports the baseline, and writes
 ``latency_vs_reference.md`` and ``.json``. Both decoders get the same prompt with the same number of tokens, one of them

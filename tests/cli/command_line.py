@@ -52,10 +52,15 @@ def edgesam_deploy(*args):
     return Ended(code, *(stream.buffer.getvalue().decode() for stream in (out, err)))
 
 
-def subprocess_of(*args, **options):
-    """Run ``python -m edgesam_deploy ARGS`` to its end in a process of its own."""
+def environment(**changes):
+    """Of a process beside this one: one thread, since a second only waits for the first beside a busy neighbour."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", **changes}
+
+
+def subprocess_of(*args, **changes):
+    """Run ``python -m edgesam_deploy ARGS`` to its end in a process of its own; ``changes`` to its environment."""
     command = [sys.executable, "-m", "edgesam_deploy", *map(str, args)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, **options)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600, env=environment(**changes))
     return Ended(done.returncode, done.stdout, done.stderr)
 
 

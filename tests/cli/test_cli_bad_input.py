@@ -508,7 +508,7 @@ def test_files_that_are_no_model(place, content):
 
 
 def test_messages_come_in_any_encoding():
-    found = subprocess_of("build", "modéle", env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"})
+    found = subprocess_of("build", "modéle", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
     assert found.code == USAGE
     assert "unknown model 'mod" in found.err
 

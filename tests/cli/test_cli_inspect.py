@@ -259,7 +259,7 @@ def test_a_reader_that_goes_away_is_no_error_to_report(redirect):
 
 
 def test_any_encoding():
-    found = subprocess_of("passes", "merge_parallel_convs", env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    found = subprocess_of("passes", "merge_parallel_convs", PYTHONIOENCODING="ascii")
     assert (found.code, found.err) == (DONE, "")
 
 

@@ -10,7 +10,7 @@ import sys
 import time
 
 import pytest
-from command_line import DONE, ERROR, contents, edgesam_deploy
+from command_line import DONE, ERROR, contents, edgesam_deploy, environment
 from conftest import TINY
 
 from edgesam_deploy.cli import _unwind_on_signals
@@ -36,7 +36,7 @@ main()
 def started(program, *options):
     return subprocess.Popen(
         [sys.executable, *program, "build", *options, "--proof", "off"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
     )  # fmt: skip
 
 

@@ -35,7 +35,7 @@ def test_folds_and_leaves_one_convolution() -> None:
     eps=st.sampled_from([1e-5, 1e-3, 0.5]),
     spread=st.sampled_from([0.1, 1.0, 50.0]),
 )
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 def test_any_convolution(
     kernel: int, stride: int, groups: int, bias: bool, affine: bool, eps: float, spread: float
 ) -> None:
