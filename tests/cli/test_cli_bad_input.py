@@ -207,21 +207,19 @@ def test_names_that_cannot_be_fetched(monkeypatch, name, words):
     refused(MISSING, words, "build", "edge_sam", "--checkpoint", name)
 
 
-def test_a_bundle_of_a_checkpoint_is_checked_with_it(place, monkeypatch):
+def test_a_bundle_of_a_checkpoint_is_checked_with_it(place, tiny_repvit):
     """check needs the file that the bundle was built from, and no other."""
     for seed, name in ((3, "mine.pth"), (4, "other.pth")):
-        torch.save(load("edge_sam", seed=seed, config=TINY).state_dict(), name)
-    model = load("edge_sam", "mine.pth", config=TINY)
-    build(model, "onnx", "bundle", proof="off", pictures={"scene": seeded_scene(5)})
-    Image.fromarray(seeded_scene(5)).save("scene.png")
-    (place / "pictures").mkdir()
-    (place / "scene.png").rename("pictures/scene.png")
+        torch.save({"model": load("repvit_m1", seed=seed).state_dict()}, name)
+    built = edgesam_deploy("build", "repvit_m1", "--checkpoint", "mine.pth", "-o", "bundle", "--proof", "off")
+    assert built.code == DONE, built.err
+    assert "random weights" not in built.out
+    assert json.loads((place / "bundle" / "manifest.json").read_text())["weights"]["checkpoint"] == "mine.pth"
     refused(USAGE, ["mine.pth", "--checkpoint PATH"], "check", "bundle")
     refused(ERROR, ["other.pth is not the file", "mine.pth"], "check", "bundle", "--checkpoint", "other.pth")
     refused(ERROR, ["gone.pth: no such file"], "check", "bundle", "--checkpoint", "gone.pth")
-    found = edgesam_deploy("check", "bundle", "--checkpoint", "mine.pth", "--images", "pictures", "--json")
+    found = edgesam_deploy("check", "bundle", "--checkpoint", "mine.pth", "--json")
     assert (found.code, json.loads(found.out)["verdict"]) == (DONE, "pass")
-    assert "random weights" not in edgesam_deploy("run", "bundle", COFFEE, "-o", "out", "--point", "9,9").err
 
 
 # --- pictures and prompts --------------------------------------------------------------------------------------------
@@ -465,7 +463,7 @@ def test_an_artifact_that_is_not_the_model(place, existing):
     spoiled(existing)
     assert edgesam_deploy("verify", existing).code == DONE
     (place / "pictures").mkdir()
-    shutil.copy(HOPPER, place / "pictures")
+    Image.fromarray(picture(150, 225, 10)).save(place / "pictures" / "scene.png")
     found = edgesam_deploy("check", existing, "--images", "pictures", "--json")
     assert found.code == PARITY
     assert "error: parity: fail; " in found.err
