@@ -81,7 +81,7 @@ def build(
     with timings.stage("capture"):
         progress("capture")
         programs = capture(model, interface)
-    engine = Engine(proof, dump_after, folder.with_name(folder.name + ".dump"), progress)
+    engine = Engine(proof, dump_after, folder.resolve().with_name(folder.resolve().name + ".dump"), progress)
     with timings.stage("passes"):
         programs = [engine.run(program, chosen.pipeline(model.config)) for program in programs]
 

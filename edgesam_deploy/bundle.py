@@ -58,7 +58,8 @@ class Bundle:
             partial.write_text(dump_json(value))
             partial.replace(self.path / name)
         except OSError as e:
-            partial.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
             raise OutputError(f"cannot write {self.path / name}: {e.strerror}") from e
 
 
@@ -87,11 +88,26 @@ def open_bundle(path: str | Path) -> Bundle:
         manifest = json.loads(file.read_text())
     except (OSError, ValueError) as e:
         raise BundleError(f"{file} is not readable: {e}; build the bundle again") from e
-    if not isinstance(manifest, dict) or not {"schema", "target", "parts", "files"} <= manifest.keys():
-        raise BundleError(f"{file} is not a manifest of edgesam-deploy")
+    if not _is_manifest(manifest):
+        raise BundleError(f"{file} is not a manifest of edgesam-deploy; build the bundle again")
     if manifest["schema"] > SCHEMA:
         raise BundleError(f"{file} has schema {manifest['schema']}, newer than this version reads ({SCHEMA}); upgrade")
     return Bundle(folder, manifest)
+
+
+def _is_manifest(value: Any) -> bool:
+    """Whether what every reader of a manifest relies on is there."""
+    if not isinstance(value, dict) or not isinstance(value.get("schema"), int):
+        return False
+    if value["schema"] > SCHEMA:
+        return True  # the caller says to upgrade
+    tables = [value.get(key) for key in ("parts", "files", "contract", "weights", "options")]
+    if not isinstance(value.get("target"), str) or not all(isinstance(table, dict) for table in tables):
+        return False
+    parts, files = value["parts"].values(), value["files"].values()
+    return all(isinstance(p, dict) and isinstance(p.get("file"), str) for p in parts) and all(
+        isinstance(f, dict) and {"sha256", "bytes"} <= f.keys() for f in files
+    )
 
 
 def verify(path: str | Path) -> Bundle:
@@ -151,24 +167,33 @@ def draft(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
     Raises OutputError where the disk is full or read-only.
     """
-    out = out.absolute()
+    out = out.resolve()  # a link stays a link: what it points to is replaced
+    with _os_errors(out):
+        _sweep(out)
     check_output(out, overwrite=overwrite)
+    made = [parent for parent in out.parents if not parent.exists()]  # deepest first
     with _os_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(out)
         folder = out.parent / f".{out.name}.{os.getpid()}.{secrets.token_hex(4)}.partial"
         folder.mkdir()
     try:
         with _os_errors(out):
             yield folder
+            check_output(out, overwrite=overwrite)  # something may have come while we were building
             _publish(folder, out)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        for parent in made:
+            with contextlib.suppress(OSError):
+                parent.rmdir()  # only if it is empty
 
 
 def _publish(folder: Path, out: Path) -> None:
     if not out.exists():
         folder.rename(out)
+        return
+    if not any(out.iterdir()):
+        _fill(folder, out)
         return
     old = folder.with_suffix(".replaced")
     out.rename(old)
@@ -180,8 +205,23 @@ def _publish(folder: Path, out: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def _fill(folder: Path, out: Path) -> None:
+    """Move the draft into a folder that is there and empty, which may be a mount point; the manifest goes last."""
+    try:
+        for path in sorted(folder.iterdir(), key=lambda p: (p.name == MANIFEST, p.name)):
+            shutil.move(path, out / path.name)
+    except BaseException:
+        for path in out.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        raise
+
+
 def _sweep(out: Path) -> None:
-    """Remove drafts that a killed build left behind."""
+    """Remove drafts that a killed build left behind; a bundle that it had moved aside comes back."""
+    for aside in out.parent.glob(f".{out.name}.*.replaced"):
+        pid = aside.name.split(".")[-3]
+        if pid.isdigit() and not _alive(int(pid)):
+            shutil.rmtree(aside, ignore_errors=True) if out.exists() else aside.rename(out)
     for stale in out.parent.glob(f".{out.name}.*.partial"):
         pid = stale.name.split(".")[-3]
         if pid.isdigit() and not _alive(int(pid)):
@@ -205,7 +245,7 @@ def _os_errors(out: Path) -> Iterator[None]:
     except OSError as e:
         if e.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OutputError(f"no space left to write {out}; nothing was left behind") from e
-        if e.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        if e.errno in (errno.EACCES, errno.EBUSY, errno.EROFS, errno.EPERM):
             raise OutputError(f"cannot write {out}: {e.strerror}; choose another --out") from e
         raise
 

@@ -61,7 +61,7 @@ def test_an_edited_manifest_is_noticed(copy):
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(None, "no manifest"), ("{", "not readable"), ("[]", "not a manifest"), ('{"schema": 99}', "not a manifest")],
+    [(None, "no manifest"), ("{", "not readable"), ("[]", "not a manifest"), ('{"schema": 99}', "upgrade")],
 )
 def test_folders_that_are_no_bundle(tmp_path, content, words):
     if content is not None:
@@ -76,6 +76,15 @@ def test_a_newer_schema_is_refused(copy):
     (copy / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(BundleError, match="upgrade"):
         open_bundle(copy)
+
+
+def test_a_bundle_moved_aside_by_a_killed_build_comes_back(copy):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    copy.rename(copy.parent / f".copy.{gone.pid}.abcd.replaced")
+    with pytest.raises(OutputError, match="--overwrite"), draft(copy):
+        pass
+    verify(copy)
 
 
 def test_later_files_do_not_disturb_verification(copy):

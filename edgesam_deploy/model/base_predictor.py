@@ -123,7 +123,8 @@ class PromptPredictor(ABC):
         if num_multimask_outputs not in MASK_CHOICES:
             raise PromptError(f"num_multimask_outputs={num_multimask_outputs}: must be 1, 3 or 4")
         low_res, scores = self.decode(*self.prepared(point_coords, point_labels, boxes, mask_input))
-        chosen = MASK_CHOICES[num_multimask_outputs]
+        # a model or a layout that gives one mask has nothing to choose from
+        chosen = MASK_CHOICES[num_multimask_outputs] if low_res.shape[1] > 1 else slice(None)
         low_res, scores = low_res[:, chosen], scores[:, chosen]
         if use_stability_score:
             scores = stability_score(low_res, self.mask_threshold)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from numpy.typing import NDArray
 
 from edgesam_deploy.contract import Interface
-from edgesam_deploy.errors import MissingToolkit, UsageError
+from edgesam_deploy.errors import BundleError, MissingToolkit, UsageError
 from edgesam_deploy.targets.base import Arrays, Target, option
 from edgesam_deploy.toolkits import require
 
@@ -106,7 +106,11 @@ class OnnxRunner:
         options.log_severity_level = 3
         if threads:
             options.intra_op_num_threads = threads
-        self.session = ort.InferenceSession(str(path), options, providers=[PROVIDERS[provider]])
+        try:
+            self.session = ort.InferenceSession(str(path), options, providers=[PROVIDERS[provider]])
+        except Exception as e:  # its error types derive from Exception alone
+            first = str(e).splitlines()[0]
+            raise BundleError(f"{path} cannot be loaded ({first}); edgesam-deploy verify tells if it is damaged") from e
         self.description = f"onnxruntime {ort.__version__}, {PROVIDERS[provider]}"
         self.outputs = [out.name for out in self.session.get_outputs()]
 

@@ -511,21 +511,15 @@ def test_messages_come_in_any_encoding():
     assert "unknown model 'mod" in found.err
 
 
-# --- known faults outside of the command line: each mark goes with its repair ----------------------------------------
+# --- faults that were found beyond the command line, and mended ------------------------------------------------------
 
 
-def fault(where):
-    return pytest.mark.xfail(strict=True, reason=f"known fault in {where}")
-
-
-@fault("bundle.draft: the folders it made above the bundle stay")
 def test_a_failed_build_leaves_no_empty_folders(place):
     with pytest.raises(KeyboardInterrupt), draft(place / "new" / "deep" / "bundle"):
         raise KeyboardInterrupt
     assert contents(place) == {}
 
 
-@fault("bundle._publish: renames a mount point, which no system allows")
 def test_an_empty_mount_point_as_out(place):
     with tmpfs(place / "disk", "size=1m") as mounted:
         if not mounted:
@@ -535,7 +529,6 @@ def test_an_empty_mount_point_as_out(place):
         assert os.listdir(place) == ["disk"]
 
 
-@fault("bundle._publish: replaces the link and leaves its old name behind")
 def test_a_link_to_an_empty_folder_as_out(place):
     (place / "real").mkdir()
     (place / "link").symlink_to("real")
@@ -545,7 +538,6 @@ def test_a_link_to_an_empty_folder_as_out(place):
     assert (place / "link").is_symlink()
 
 
-@fault("builder.build: Path('.').with_name")
 def test_the_empty_working_folder_as_out(place, tiny_repvit, monkeypatch):
     (place / "here").mkdir()
     monkeypatch.chdir(place / "here")
@@ -554,7 +546,6 @@ def test_the_empty_working_folder_as_out(place, tiny_repvit, monkeypatch):
     assert os.listdir(place) == ["here"]
 
 
-@fault("bundle._publish: does not look again whether it may replace")
 def test_files_that_come_while_building(place):
     with pytest.raises(OutputError), draft(place / "out") as folder:
         (folder / "manifest.json").write_text("{}")
@@ -572,7 +563,6 @@ MANIFESTS = {
 }
 
 
-@fault("bundle.open_bundle: looks at the outermost names only")
 @pytest.mark.parametrize("change", MANIFESTS.values(), ids=MANIFESTS.keys())
 def test_manifests_of_another_shape(existing, change):
     manifest = json.loads((existing / "manifest.json").read_text())
@@ -582,7 +572,6 @@ def test_manifests_of_another_shape(existing, change):
     refused(ERROR, ["manifest.json"], "ops", "existing")
 
 
-@fault("targets.onnx.OnnxRunner: passes on what ONNX Runtime raises")
 @pytest.mark.parametrize("command", ["run", "everything", "bench"])
 def test_a_damaged_artifact(existing, command):
     (existing / "encoder.onnx").write_bytes((existing / "encoder.onnx").read_bytes()[:1000])
@@ -590,14 +579,12 @@ def test_a_damaged_artifact(existing, command):
     refused(ERROR, ["encoder.onnx", "verify"], command, "existing", *more)
 
 
-@fault("base_predictor.predict_batch: takes masks 1 to 3 of one")
 def test_one_mask_through_the_predictor(bundles, scene):
     predictor = open_predictor(bundles(io="sam", return_single_mask=True).path)
     predictor.set_image(scene)
     assert predictor.predict([[9, 9]], [1])[0].shape == (1, *scene.shape[:2])
 
 
-@fault("bundle.write_json: its tidying up fails on a read-only disk, and hides the reason")
 def test_a_read_only_bundle_says_so(place, bundles):
     with tmpfs(place / "disk", "size=9m") as mounted:
         if not mounted:
