@@ -10,10 +10,13 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal
 
 from edgesam_deploy.errors import UnknownName, UsageError
+from edgesam_deploy.model.cwsam.configs import CWSAM_MODELS, CwsamConfig
 
 RepLayout = Literal["original", "dyt_fork"]
 Upsample = Literal["bicubic", "bilinear"]
 GeluKind = Literal["erf", "tanh"]
+NormKind = Literal["layer", "dyt"]
+HqKind = Literal["none", "early", "late"]
 
 
 @dataclass(frozen=True)
@@ -32,17 +35,77 @@ class RepVitConfig:
     fuse: bool = True
     upsample: Upsample = "bicubic"
     gelu: GeluKind = "erf"
+    norm: NormKind = "layer"  # of the neck; ``dyt`` is the dynamic tanh of arXiv 2503.10622
     rep_layout: RepLayout = "original"
 
+    @property
+    def early_channels(self) -> tuple[int, ...]:
+        """Channels of the stem and the first two stages, the features of an ``early`` HQ decoder."""
+        return (self.channels[0], *self.channels[:2])
+
+
+@dataclass(frozen=True)
+class VitConfig:
+    """SAM's plain ViT (arXiv 2304.02643) after ViTDet (arXiv 2203.16527): windows, some blocks global.
+
+    ``window`` is in tokens, a token is ``patch`` pixels; blocks in ``global_blocks`` attend to the whole grid.
+    """
+
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    global_blocks: tuple[int, ...] = (2, 5, 8, 11)
+    window: int = 14
+    patch: int = 16
+    mlp_ratio: int = 4
+    out_channels: int = 256
+    gelu: GeluKind = "erf"
+
+    @property
+    def late_channels(self) -> int:
+        """Channels of the first global block's output, the feature of a ``late`` HQ decoder."""
+        return self.width
+
+
+@dataclass(frozen=True)
+class TinyVitConfig:
+    """TinyViT (arXiv 2207.10666) as HQ-SAM's light encoder: one entry per stage, the first stage convolutional."""
+
+    widths: tuple[int, ...] = (64, 128, 160, 320)
+    depths: tuple[int, ...] = (2, 2, 6, 2)
+    heads: tuple[int, ...] = (2, 4, 5, 10)
+    windows: tuple[int, ...] = (7, 7, 14, 7)
+    mlp_ratio: int = 4
+    conv_expand: int = 4
+    out_channels: int = 256
+    gelu: GeluKind = "erf"
+    head_classes: int = 1000  # of the classifier that lies unused in the checkpoint; 0 where it was removed
+
+    @property
+    def late_channels(self) -> int:
+        """Channels after the second stage's merging, the feature of a ``late`` HQ decoder."""
+        return self.widths[2]
+
+
+EncoderConfig = RepVitConfig | VitConfig | TinyVitConfig
 
 M1 = RepVitConfig()
 M2 = RepVitConfig((64, 128, 256, 512), (3, 4, 14, 3), (0, 4, 8, 10, 12, 14, 16, 18, 22))
 M3 = RepVitConfig((64, 128, 256, 512), (5, 6, 20, 3), (0, 2, 6, 8, *range(12, 30, 2), 32))
+M1_DYT = RepVitConfig(gelu="tanh", norm="dyt", rep_layout="dyt_fork")
+VIT_B = VitConfig()
+VIT_L = VitConfig(1024, 24, 16, (5, 11, 17, 23))
+VIT_H = VitConfig(1280, 32, 16, (7, 15, 23, 31))
 
 
 @dataclass(frozen=True)
 class MaskDecoderConfig:
-    """SAM's two-way transformer and mask decoder (arXiv 2304.02643, appendix A)."""
+    """SAM's two-way transformer and mask decoder (arXiv 2304.02643, appendix A).
+
+    ``hq``: none; ``early``, EdgeSAM-DyT-HQ's branch on the encoder's first three features; ``late``, HQ-SAM's
+    (arXiv 2306.01567) on one feature of a transformer. ``projections`` is the order in which attention registers its
+    matrices, which is that of published optimiser states; ``lora`` the rank of the pairs beside q and v, 0 for none.
+    """
 
     depth: int = 2
     heads: int = 8
@@ -50,32 +113,73 @@ class MaskDecoderConfig:
     downsample: int = 2
     mask_tokens: int = 4
     gelu: GeluKind = "erf"
+    norm: NormKind = "layer"
+    hq: HqKind = "none"
+    projections: Literal["qvk", "qkv"] = "qvk"
+    lora: int = 0
+
+
+DYT_DECODER = MaskDecoderConfig(gelu="tanh", norm="dyt")
+HQ_DECODER = MaskDecoderConfig(hq="late", projections="qkv")
+
+
+S_LAB = "NTU S-Lab License 1.0 (non-commercial)"
+APACHE = "Apache-2.0"
 
 
 @dataclass(frozen=True)
 class SamConfig:
-    """One model. ``image_size`` is the side of the square model frame, a multiple of 64, in pixels.
+    """One promptable model. ``image_size`` is the side of the square model frame, a multiple of 64, in pixels.
 
     Without a ``mask_decoder`` it is an image encoder alone, what the first phase of distillation leaves behind.
     """
 
-    image_encoder: RepVitConfig = M1
+    image_encoder: EncoderConfig = M1
     mask_decoder: MaskDecoderConfig | None = field(default_factory=MaskDecoderConfig)
     image_size: int = 1024
     embed_dim: int = 256
-    licence: str = "NTU S-Lab License 1.0 (non-commercial)"
+    licence: str = S_LAB
     description: str = ""
 
 
-MODELS: dict[str, SamConfig] = {
+def _hq(encoder: EncoderConfig, text: str) -> SamConfig:
+    return SamConfig(encoder, HQ_DECODER, licence=APACHE, description=text)
+
+
+def _sam(encoder: EncoderConfig, text: str) -> SamConfig:
+    return SamConfig(encoder, licence=APACHE, description=text)
+
+
+MODELS: dict[str, SamConfig | CwsamConfig] = {
     "edge_sam": SamConfig(description="EdgeSAM, RepViT-M1 (arXiv 2312.06660)"),
     "edge_sam_m2": SamConfig(M2, description="EdgeSAM with the RepViT-M2 encoder"),
     "edge_sam_m3": SamConfig(M3, description="EdgeSAM with the RepViT-M3 encoder"),
+    "edge_sam_dyt": SamConfig(M1_DYT, DYT_DECODER, description="EdgeSAM-DyT: dynamic tanh instead of norms"),
+    "edge_sam_dyt_frozen_mask": SamConfig(M1_DYT, description="EdgeSAM-DyT's encoder with EdgeSAM's own decoder"),
+    "edge_sam_dyt_hq": SamConfig(
+        M1_DYT, replace(DYT_DECODER, hq="early"), description="EdgeSAM-DyT with a high-quality mask branch"
+    ),
+    "vit_b": _sam(VIT_B, "Segment Anything, ViT-B (arXiv 2304.02643)"),
+    "vit_l": _sam(VIT_L, "Segment Anything, ViT-L"),
+    "vit_h": _sam(VIT_H, "Segment Anything, ViT-H"),
+    "sam_hq_vit_b": _hq(VIT_B, "HQ-SAM, ViT-B (arXiv 2306.01567)"),
+    "sam_hq_vit_l": _hq(VIT_L, "HQ-SAM, ViT-L"),
+    "sam_hq_vit_h": _hq(VIT_H, "HQ-SAM, ViT-H"),
+    "sam_hq_vit_tiny": _hq(TinyVitConfig(), "Light HQ-SAM, TinyViT"),
     "repvit_m1": SamConfig(M1, None, description="EdgeSAM's image encoder alone (encoder-only checkpoints)"),
     "repvit_m2": SamConfig(M2, None, description="RepViT-M2 image encoder alone"),
     "repvit_m3": SamConfig(M3, None, description="RepViT-M3 image encoder alone"),
+    "repvit_m1_dyt": SamConfig(M1_DYT, None, description="EdgeSAM-DyT's image encoder alone"),
+    **CWSAM_MODELS,
 }
-ALIASES: dict[str, str] = {"default": "edge_sam"}
+# what scripts of the field call them; vit_h_hq is the DyT fork's teacher
+ALIASES: dict[str, str] = {
+    "default": "edge_sam",
+    "vit_tiny": "sam_hq_vit_tiny",
+    "vit_h_hq": "sam_hq_vit_h",
+    "sam_moe_3b": "cwsam_moe_3b",
+    "sam_hierarchical_moe_10b": "cwsam_hierarchical_moe_10b",
+}
 
 
 def model_config(name: str) -> SamConfig:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Gelu = Literal["erf", "tanh"]
+Norm = Literal["layer", "dyt"]
 
 
 def gelu(kind: Gelu) -> nn.GELU:
@@ -33,6 +34,36 @@ class LayerNorm2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias, self.eps)
         return x.permute(0, 3, 1, 2)
+
+
+class DynamicTanh(nn.Module):
+    """tanh(alpha x) * weight + bias, the norm's stand-in of arXiv 2503.10622; ``alpha`` is one number for all.
+
+    ``channels_last``: x is (..., C), else (B, C, H, W).
+    """
+
+    def __init__(self, channels: int, *, channels_last: bool) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.full((1,), 0.5))
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.channels_last = channels_last
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.weight, self.bias
+        if not self.channels_last:
+            weight, bias = weight[:, None, None], bias[:, None, None]
+        return torch.tanh(self.alpha * x) * weight + bias
+
+
+def norm2d(kind: Norm, channels: int) -> nn.Module:
+    """The norm of a map (B, C, H, W)."""
+    return DynamicTanh(channels, channels_last=False) if kind == "dyt" else LayerNorm2d(channels)
+
+
+def norm1d(kind: Norm, channels: int) -> nn.Module:
+    """The norm of tokens (..., C)."""
+    return DynamicTanh(channels, channels_last=True) if kind == "dyt" else nn.LayerNorm(channels)
 
 
 class ConvNorm(nn.Sequential):
