@@ -6,6 +6,9 @@ the decoder's graph by comparing labels, shapes read from tensors, the image rep
 down on purpose: ``check_counts`` refuses a file whose operator counts are not the published ones, so that a benchmark
 cannot beat a straw man.
 
+``hq_decoder`` is the DyT project's decoder of ``edge_sam_dyt_hq`` (section 4, opset 17): a box beside the points, each
+taken or dropped by a boolean index, and the HQ features computed from the encoder's features in every call.
+
 The modules below hold no weights of their own; they run those of our model in the order of the reference.
 """
 
@@ -23,23 +26,29 @@ import torch
 from torch import Tensor, nn
 
 from edgesam_deploy.errors import EdgeSamDeployError
+from edgesam_deploy.model.configs import intermediate_channels
 from edgesam_deploy.model.layers import LayerNorm2d, Mlp
+from edgesam_deploy.model.mask_decoder_hq import HqMaskDecoder
 from edgesam_deploy.model.prompt_encoder import PositionEmbeddingRandom, PromptEncoder
 from edgesam_deploy.model.repvit import RepVit
 from edgesam_deploy.model.sam import Sam
 from edgesam_deploy.model.transformer import Attention, TwoWayBlock, TwoWayTransformer
 
-Part = Literal["encoder", "decoder"]
-PARTS: tuple[Part, ...] = ("encoder", "decoder")
-OPSET = 11
+Part = Literal["encoder", "decoder", "hq_decoder"]
+PARTS: tuple[Part, ...] = ("encoder", "decoder")  # of edge_sam
+OPSETS: dict[Part, int] = {"encoder": 11, "decoder": 11, "hq_decoder": 17}
+OUTPUTS: dict[Part, list[str]] = {
+    "encoder": ["image_embeddings"], "decoder": ["scores", "masks"], "hq_decoder": ["scores", "masks"],
+}  # fmt: skip
 TOLERANCE = 0.05  # of each count, and of the total: exporters of other torch versions move a few constants
-NODES: dict[Part, int] = {"encoder": 484, "decoder": 1038}
+NODES: dict[Part, int] = {"encoder": 484, "decoder": 1038}  # of the HQ decoder only some counts are published
 COUNTS: dict[Part, dict[str, int]] = {
     "encoder": {"Conv": 130, "Add": 104, "Constant": 87, "Mul": 66, "Div": 29, "Erf": 27, "ReduceMean": 14,
                 "Sigmoid": 10, "Resize": 1},
     "decoder": {"Constant": 240, "Shape": 109, "Gather": 106, "Unsqueeze": 103, "Add": 76, "MatMul": 49, "Cast": 48,
                 "Gemm": 15, "Softmax": 7, "Equal": 7, "OneHot": 2, "Tile": 2, "Sin": 2, "Cos": 2, "ConvTranspose": 2,
                 "Erf": 2},
+    "hq_decoder": {"NonZero": 2, "ScatterND": 4, "If": 4},
 }  # fmt: skip
 
 
@@ -157,6 +166,16 @@ def embed_points(encoder: PromptEncoder, coords: Tensor, labels: Tensor) -> Tens
     return rows
 
 
+def embed_boxes(encoder: PromptEncoder, boxes: Tensor) -> Tensor:
+    """Corner rows (1, 2, C) of boxes (1, 1, 4), the learned rows added in place as SAM's prompt encoder does."""
+    rows = encode_positions(encoder.pe_layer, (boxes.reshape(-1, 2, 2) + 0.5) / encoder.image_size)
+    for corner in (0, 1):
+        embedding = encoder.point_embeddings[2 + corner]
+        assert isinstance(embedding, nn.Embedding)
+        rows[:, corner, :] += embedding.weight
+    return rows
+
+
 class ReferenceDecoder(nn.Module):
     """image_embeddings (1, C, h, w), point_coords (1, N, 2), point_labels (1, N) -> scores (1, 4), masks (1, 4, ..)."""
 
@@ -166,22 +185,68 @@ class ReferenceDecoder(nn.Module):
         self.decoder = copy.deepcopy(model.mask_decoder)
         self.upscaling = with_channel_norms(model.mask_decoder.output_upscaling)
 
-    def forward(self, image_embeddings: Tensor, point_coords: Tensor, point_labels: Tensor) -> tuple[Tensor, Tensor]:
-        decoder = self.decoder
-        sparse = embed_points(self.prompts, point_coords, point_labels)
+    def attended(self, image_embeddings: Tensor, own: Tensor, sparse: Tensor) -> tuple[Tensor, Tensor]:
+        """All tokens (1, T + N, C) after the transformer, and the image side upscaled (1, C/8, 4 h, 4 w)."""
         dense = self.prompts.no_mask_embed.weight.reshape(1, -1, 1, 1)
-        own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight], dim=0)
         tokens = torch.cat([own.unsqueeze(0).expand(sparse.size(0), -1, -1), sparse], dim=1)
         image = torch.repeat_interleave(image_embeddings, tokens.shape[0], dim=0) + dense
         image_pe = torch.repeat_interleave(dense_positions(self.prompts), tokens.shape[0], dim=0)
         batch, channels, height, width = image.shape
-        tokens, image = two_way(decoder.transformer, tokens, image, image_pe)
-        upscaled = self.upscaling(image.transpose(1, 2).view(batch, channels, height, width))
-        heads: list[Mlp] = list(decoder.output_hypernetworks_mlps)  # type: ignore[arg-type]
-        hyper = torch.stack([head(tokens[:, 1 + i, :]) for i, head in enumerate(heads)], dim=1)
-        batch, channels, height, width = upscaled.shape
-        masks = (hyper @ upscaled.view(batch, channels, height * width)).view(batch, -1, height, width)
+        tokens, image = two_way(self.decoder.transformer, tokens, image, image_pe)
+        return tokens, self.upscaling(image.transpose(1, 2).view(batch, channels, height, width))
+
+    def hypernetworks(self, tokens: Tensor) -> list[Tensor]:
+        """A filter (1, C/8) per mask token."""
+        heads: list[Mlp] = list(self.decoder.output_hypernetworks_mlps)  # type: ignore[arg-type]
+        return [head(tokens[:, 1 + i, :]) for i, head in enumerate(heads)]
+
+    def forward(self, image_embeddings: Tensor, point_coords: Tensor, point_labels: Tensor) -> tuple[Tensor, Tensor]:
+        decoder = self.decoder
+        sparse = embed_points(self.prompts, point_coords, point_labels)
+        own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight], dim=0)
+        tokens, upscaled = self.attended(image_embeddings, own, sparse)
+        masks = filtered(torch.stack(self.hypernetworks(tokens), dim=1), upscaled)
         return decoder.iou_prediction_head(tokens[:, 0, :]), masks
+
+
+def filtered(hyper: Tensor, features: Tensor) -> Tensor:
+    """Masks (1, M, h, w): filters (1, M, C) over features (1, C, h, w)."""
+    batch, channels, height, width = features.shape
+    return (hyper @ features.view(batch, channels, height * width)).view(batch, -1, height, width)
+
+
+class ReferenceHqDecoder(ReferenceDecoder):
+    """The same with boxes (1, 1, 4), two flags (1, 1) and three features of the encoder -> scores (1, 1), masks
+    (1, 1, ..): the HQ mask beside the score of mask 3, which is the reference's choice.
+    """
+
+    def forward(  # type: ignore[override]
+        self,
+        image_embeddings: Tensor,
+        point_coords: Tensor,
+        point_labels: Tensor,
+        boxes: Tensor,
+        point_valid: Tensor,
+        boxes_valid: Tensor,
+        *intermediate: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        decoder = self.decoder
+        assert isinstance(decoder, HqMaskDecoder)
+        points = embed_points(self.prompts, point_coords, point_labels)
+        corners = embed_boxes(self.prompts, boxes)
+        sparse = torch.cat([only_valid(points, point_valid), only_valid(corners, boxes_valid)], dim=1)
+        own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight, decoder.hf_token.weight], dim=0)
+        tokens, upscaled = self.attended(image_embeddings, own, sparse)
+        features = decoder.hq_features(image_embeddings, intermediate).repeat(tokens.shape[0], 1, 1, 1)
+        sharp = decoder.embedding_maskfeature(upscaled) + features
+        hyper = torch.stack([*self.hypernetworks(tokens), decoder.hf_mlp(tokens[:, 5, :])], dim=1)
+        masks = torch.cat([filtered(hyper[:, :4], upscaled), filtered(hyper[:, 4:], sharp)], dim=1)
+        return decoder.iou_prediction_head(tokens[:, 0, :])[:, -1:], masks[:, 4:]
+
+
+def only_valid(rows: Tensor, valid: Tensor) -> Tensor:
+    """``rows`` (1, N, C), or none of them where ``valid`` (1, 1) is false: as many as the graph finds when it runs."""
+    return rows[:, valid[0].tile(rows.shape[1])]
 
 
 def example_inputs(model: Sam, part: Part, points: int = 5, seed: int = 0) -> dict[str, Tensor]:
@@ -194,12 +259,26 @@ def example_inputs(model: Sam, part: Part, points: int = 5, seed: int = 0) -> di
     labels = torch.randint(0, 4, (1, points), generator=generator).float()
     coords[:, -1], labels[:, -1] = 0.0, -1.0
     embeddings = torch.randn(1, model.config.embed_dim, side, side, generator=generator)
-    return {"image_embeddings": embeddings, "point_coords": coords, "point_labels": labels}
+    inputs = {"image_embeddings": embeddings, "point_coords": coords, "point_labels": labels}
+    if part == "hq_decoder":
+        x0, y0, x1, y1 = (torch.rand(4, generator=generator) * size / 2).tolist()
+        inputs["boxes"] = torch.tensor([[[x0, y0, x0 + x1, y0 + y1]]])
+        # the points and their padding point, no box
+        inputs |= {"point_valid": torch.tensor([[True]]), "boxes_valid": torch.tensor([[False]])}
+        for i, channels in enumerate(intermediate_channels(model.config.image_encoder)):
+            low = size // (4 if i < 2 else 8)
+            inputs[f"interm_embeddings_{i}"] = torch.randn(1, channels, low, low, generator=generator)
+    return inputs
+
+
+MODULES: dict[Part, type[nn.Module]] = {
+    "encoder": ReferenceEncoder, "decoder": ReferenceDecoder, "hq_decoder": ReferenceHqDecoder,
+}  # fmt: skip
 
 
 def reference_module(model: Sam, part: Part) -> nn.Module:
     """One part of ``model`` as the reference's export wrappers compute it."""
-    return (ReferenceEncoder if part == "encoder" else ReferenceDecoder)(model).eval()
+    return MODULES[part](model).eval()
 
 
 def export_reference(model: Sam, part: Part, path: Path) -> Path:
@@ -213,9 +292,9 @@ def export_reference(model: Sam, part: Part, path: Path) -> Path:
             tuple(inputs.values()),
             str(path),
             dynamo=False,
-            opset_version=OPSET,
+            opset_version=OPSETS[part],
             input_names=list(inputs),
-            output_names=["image_embeddings"] if part == "encoder" else ["scores", "masks"],
+            output_names=OUTPUTS[part],
             dynamic_axes={} if part == "encoder" else {"point_coords": points, "point_labels": points},
         )
     check_counts(path, part)
@@ -231,7 +310,7 @@ def check_counts(path: Path, part: Part) -> None:
     """Raise NotTheReference unless ``path`` has the published operator counts of ``part`` within 5 %."""
     counts = count_operators(path)
     found = {"nodes": counts.total(), **{name: counts[name] for name in COUNTS[part]}}
-    published = {"nodes": NODES[part], **COUNTS[part]}
+    published = {**({"nodes": NODES[part]} if part in NODES else {}), **COUNTS[part]}
     off = [
         f"{name} {found[name]} instead of {count}"
         for name, count in published.items()

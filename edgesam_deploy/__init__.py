@@ -21,10 +21,14 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "Bundle": "edgesam_deploy.bundle",
     "BundlePredictor": "edgesam_deploy.runtime",
+    "BundleSegmenter": "edgesam_deploy.runtime",
+    "Cwsam": "edgesam_deploy.model.cwsam.model",
+    "CwsamPredictor": "edgesam_deploy.model.cwsam.predictor",
     "EdgeSamDeployError": "edgesam_deploy.errors",
     "Sam": "edgesam_deploy.model.sam",
     "SamAutomaticMaskGenerator": "edgesam_deploy.model.mask_generator",
     "SamPredictor": "edgesam_deploy.model.predictor",
+    "SemanticMetrics": "edgesam_deploy.model.semantic_metrics",
     "build": "edgesam_deploy.builder",
     "check": "edgesam_deploy.parity",
     "load": "edgesam_deploy.model.registry",
@@ -33,22 +37,26 @@ _EXPORTS = {
     "sam_model_registry": "edgesam_deploy.model.registry",
     "verify": "edgesam_deploy.bundle",
 }
-_RENAMED = {"open": "open_predictor"}
+_RENAMED = {"open": "open_artifact"}
 
 if TYPE_CHECKING:
     from edgesam_deploy.builder import build as build
     from edgesam_deploy.bundle import Bundle as Bundle
     from edgesam_deploy.bundle import verify as verify
     from edgesam_deploy.errors import EdgeSamDeployError as EdgeSamDeployError
+    from edgesam_deploy.model.cwsam.model import Cwsam as Cwsam
+    from edgesam_deploy.model.cwsam.predictor import CwsamPredictor as CwsamPredictor
     from edgesam_deploy.model.mask_generator import SamAutomaticMaskGenerator as SamAutomaticMaskGenerator
     from edgesam_deploy.model.predictor import SamPredictor as SamPredictor
     from edgesam_deploy.model.registry import load as load
     from edgesam_deploy.model.registry import sam_model_registry as sam_model_registry
     from edgesam_deploy.model.sam import Sam as Sam
+    from edgesam_deploy.model.semantic_metrics import SemanticMetrics as SemanticMetrics
     from edgesam_deploy.model.transforms import read_image as read_image
     from edgesam_deploy.parity import check as check
     from edgesam_deploy.runtime import BundlePredictor as BundlePredictor
-    from edgesam_deploy.runtime import open_predictor as open  # noqa: F401 - exported under that name
+    from edgesam_deploy.runtime import BundleSegmenter as BundleSegmenter
+    from edgesam_deploy.runtime import open_artifact as open  # noqa: F401 - exported under that name
 
 __all__ = sorted(_EXPORTS)
 

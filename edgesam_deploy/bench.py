@@ -79,7 +79,7 @@ def _stages(predictor: BundlePredictor, scene: Any) -> dict[str, Callable[[], ob
         return stages
     point, label = [[width / 2, height / 2]], [1]
     prompts, _ = predictor.prepared([point], [label])
-    logits, _ = predictor.decode(prompts, None)
+    logits = predictor.decode(prompts, None).logits
     wanted = logits[:, 1:] if logits.shape[1] > 1 else logits  # --return-single-mask has one
 
     def end_to_end() -> None:

@@ -15,22 +15,25 @@ from numpy.typing import NDArray
 
 from edgesam_deploy import __version__
 from edgesam_deploy.bundle import Bundle, check_output, draft, dump_json, open_bundle, write_manifest
-from edgesam_deploy.capture import capture
-from edgesam_deploy.contract import Interface, describe_tensors
+from edgesam_deploy.capture import capture, part_macs
+from edgesam_deploy.contract import Interface, PartSpec, SegmenterInterface, describe_tensors
 from edgesam_deploy.errors import ParityError
+from edgesam_deploy.memory import check_memory
 from edgesam_deploy.model.configs import SamConfig
+from edgesam_deploy.model.cwsam.configs import CwsamConfig
+from edgesam_deploy.model.cwsam.model import Cwsam
 from edgesam_deploy.model.sam import Sam
+from edgesam_deploy.model.twin import shallow_twin
 from edgesam_deploy.model_card import model_card
 from edgesam_deploy.ops import parts_report
-from edgesam_deploy.parity import SEEDS, Parity, measure, shipped_pictures
+from edgesam_deploy.parity import SEEDS, Parity, few_pictures, measure, measure_on, shipped_pictures
+from edgesam_deploy.parity.cases import LARGE, is_large
 from edgesam_deploy.passes.engine import Engine, ProofMode, Step
 from edgesam_deploy.passes.program import Program
-from edgesam_deploy.runtime import open_predictor
+from edgesam_deploy.runtime import open_artifact
 from edgesam_deploy.targets import make_target
 from edgesam_deploy.targets.base import Target
 from edgesam_deploy.toolkits import installed_version, require
-
-FILES = {"image_encoder": "encoder", "mask_decoder": "decoder"}
 
 
 @dataclass
@@ -48,7 +51,7 @@ class Timings:
 
 
 def build(
-    model: Sam,
+    model: Sam | Cwsam,
     target: str | Target = "onnx",
     out: str | Path | None = None,
     *,
@@ -57,6 +60,7 @@ def build(
     strict: bool = False,
     overwrite: bool = False,
     pictures: Mapping[str, NDArray[np.uint8]] | None = None,
+    max_memory: int | None = None,
     progress: Callable[[str], None] = lambda _: None,
     **options: Any,
 ) -> Bundle:
@@ -64,42 +68,57 @@ def build(
 
     options: the fields of the target's dataclass, e.g. ``points=8``. proof: how each pass is checked (``off``, ``fast``
     two inputs, ``full`` four). strict: also fail where parity could not be verified. pictures: what parity is measured
-    on instead of the shipped photographs, (H, W, 3) uint8 RGB by name.
+    on instead of the shipped photographs, (H, W, 3) uint8 RGB by name. max_memory: refuse what is estimated to take
+    more bytes; default: what is available.
 
-    Raises ParityError when the artifact is not the model, PassError when a pass left its bound, UsageError and
-    OutputError for what was asked, MissingToolkit for what is not installed. Whatever is raised, ``out`` stays as it
-    was.
+    A part above 200 GMAC has its passes proved on a twin of a few of its blocks, and its parity measured on two
+    pictures; the manifest says so.
+
+    Raises ParityError when the artifact is not the model, PassError when a pass left its bound, TooLarge for
+    what does not fit into memory, UsageError and OutputError for what was asked, MissingToolkit for what is not
+    installed. Whatever is raised, ``out`` stays as it was.
     """
     chosen = make_target(target, **options) if isinstance(target, str) else target
     folder = Path(out) if out is not None else Path("out") / model.name / chosen.name
     check_output(folder, overwrite=overwrite)
     for toolkit in chosen.toolkits:
         require(toolkit, f"building for {chosen.name}")
-    interface = chosen.interface(model.image_size, model.config.embed_dim)
+    interface = chosen.interface(model.config)
+    parts = interface.parts(promptable=model.promptable)
+    check_memory(model.config, model.name, limit=max_memory, loaded=True)
     timings = Timings()
 
     with timings.stage("capture"):
         progress("capture")
         programs = capture(model, interface)
+        macs = part_macs(model, interface)
     engine = Engine(proof, dump_after, folder.resolve().with_name(folder.resolve().name + ".dump"), progress)
+    twins = {} if proof == "off" else _twins(model, interface, macs)
     with timings.stage("passes"):
-        programs = [engine.run(program, chosen.pipeline(model.config)) for program in programs]
+        for index, program in enumerate(programs):
+            programs[index] = engine.run(program, chosen.pipeline(model.config), twin=twins.get(program.name))
+        del program, twins
 
     with draft(folder, overwrite=overwrite) as place:
         with timings.stage("emit"):
             progress("emit")
-            for program in programs:
-                chosen.emit(program, interface, place / _file(program, chosen), _metadata(model, interface, program))
+            for part in programs:
+                file = place / _file(parts[part.name], chosen)
+                chosen.emit(part, interface, file, _metadata(model, interface, part))
         with timings.stage("operators"):
             progress("operator report")
-            ops = parts_report(chosen.name, {p.name: place / _file(p, chosen) for p in programs})
+            ops = parts_report(chosen.name, {p.name: place / _file(parts[p.name], chosen) for p in programs})
             (place / "ops.json").write_text(dump_json(ops))
-        content = _content(model, chosen, interface, programs, engine.steps)
+        content = _content(model, chosen, interface, programs, engine.steps, macs)
         (place / "README.md").write_text(model_card(content))
+        programs.clear()  # gigabytes, in large models; parity needs the room
         write_manifest(place, content)
         with timings.stage("parity"):
-            precision = chosen.options()["precision"]
-            parity = measure(model, open_predictor(place), precision=precision, pictures=pictures, progress=progress)
+            precision, artifact = chosen.options()["precision"], open_artifact(place)
+            if pictures is None and is_large(content):
+                parity = measure_on(model, artifact, few_pictures(), precision=precision, progress=progress)
+            else:
+                parity = measure(model, artifact, precision=precision, pictures=pictures, progress=progress)
         _gate(parity, strict=strict)
         unhashed = open_bundle(place)
         unhashed.write_json("parity.json", parity.to_json())
@@ -107,19 +126,29 @@ def build(
     return open_bundle(folder)
 
 
-def plan(config: SamConfig, target: Target) -> list[str]:
+def _twins(
+    model: Sam | Cwsam, interface: Interface | SegmenterInterface, macs: Mapping[str, int]
+) -> dict[str, Program]:
+    """For each part too large to run after every pass, the same part of a few of its blocks."""
+    large = [part for part, count in macs.items() if count > LARGE]
+    twin = shallow_twin(model) if large else None
+    return {} if twin is None else {p.name: p for p in capture(twin, interface) if p.name in large}
+
+
+def plan(config: SamConfig | CwsamConfig, target: Target) -> list[str]:
     """The steps of a build, in order, as they are reported to ``progress``."""
-    parts = list(FILES) if config.mask_decoder is not None else list(FILES)[:1]
+    promptable = isinstance(config, SamConfig) and config.mask_decoder is not None
+    parts = target.interface(config).parts(promptable=promptable)
     passes = [f"{part}: {step.name}" for part in parts for step in target.pipeline(config)]
     pictures = [*shipped_pictures(), *(f"seed {seed}" for seed in SEEDS)]
     return ["load", "capture", *passes, "emit", "operator report", *(f"parity: {name}" for name in pictures)]
 
 
-def _file(program: Program, target: Target) -> str:
-    return f"{FILES[program.name]}.{target.extension}"
+def _file(part: PartSpec, target: Target) -> str:
+    return f"{part.file}.{target.extension}"
 
 
-def _metadata(model: Sam, interface: Interface, program: Program) -> dict[str, str]:
+def _metadata(model: Sam | Cwsam, interface: Interface | SegmenterInterface, program: Program) -> dict[str, str]:
     """What the artifact file itself carries."""
     return {
         "edgesam_deploy_version": __version__,
@@ -132,18 +161,20 @@ def _metadata(model: Sam, interface: Interface, program: Program) -> dict[str, s
 
 
 def _content(
-    model: Sam, target: Target, interface: Interface, programs: list[Program], steps: list[Step]
+    model: Sam | Cwsam,
+    target: Target,
+    interface: Interface | SegmenterInterface,
+    programs: list[Program],
+    steps: list[Step],
+    macs: Mapping[str, int],
 ) -> dict[str, Any]:
     """The manifest, but for the hashes. Nothing in it varies from run to run."""
-    shapes = {
-        "image_encoder": (interface.encoder_inputs(), interface.encoder_outputs()),
-        "mask_decoder": (interface.decoder_inputs(), interface.decoder_outputs()),
-    }
+    specs = interface.parts(promptable=model.promptable)
     parts = {
         program.name: {
-            "file": _file(program, target),
-            "inputs": describe_tensors(shapes[program.name][0]),
-            "outputs": describe_tensors(shapes[program.name][1]),
+            "file": _file(specs[program.name], target),
+            "inputs": describe_tensors(specs[program.name].inputs),
+            "outputs": describe_tensors(specs[program.name].outputs),
             "operators": dict(sorted(program.operators().items())),
             "passes": [_pass_row(step) for step in steps if step.part == program.name],
         }
@@ -154,6 +185,8 @@ def _content(
         "target": target.name,
         "options": target.options(),
         "model": {"name": model.name, "config": asdict(model.config)},
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "macs": dict(macs),
         "weights": asdict(model.weights),
         "license": model.config.licence,
         "contract": interface.describe(),
@@ -168,6 +201,8 @@ def _content(
 def _pass_row(step: Step) -> Mapping[str, Any]:
     """A step without the figures that vary; those are in timings.json."""
     proof = "nothing to prove" if step.sites == 0 else "not proved" if step.error is None else "within bound"
+    if step.error is not None and step.on_twin:
+        proof += " on a twin of fewer blocks"
     return {
         "name": step.name,
         "sites": step.sites,

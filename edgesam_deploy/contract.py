@@ -6,7 +6,8 @@ the artifact's metadata is written from, and the predictors feed by name.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -16,9 +17,12 @@ from edgesam_deploy.errors import UsageError
 from edgesam_deploy.model.prompts import LABEL_CODES
 from edgesam_deploy.model.transforms import PIXEL_MEAN, PIXEL_STD
 
-Io = Literal["contract", "edgesam", "sam"]
-Dtype = Literal["float32", "uint8", "int64", "bool"]
+Io = Literal["contract", "edgesam", "edgesam-dyt", "sam"]
+Hq = Literal["none", "early", "late"]
+IOS = ("contract", "edgesam", "edgesam-dyt", "sam")
+Dtype = Literal["float32", "uint8", "int32", "int64", "bool"]
 Role = Literal["normal", "scene", "image", "coords", "labels", "mask_logits", "flag", "resized_size", "original_size"]
+IMAGE_ENCODER, MASK_DECODER, SEGMENTER = "image_encoder", "mask_decoder", "segmenter"
 DYNAMIC = "dynamic"
 DEFAULT_POINTS = 6
 SCHEMA = 1
@@ -90,12 +94,24 @@ def sample_inputs(specs: tuple[TensorSpec, ...], seed: int) -> dict[str, NDArray
 
 
 @dataclass(frozen=True)
+class PartSpec:
+    """One part of an artifact: the stem of its file's name, inputs, outputs."""
+
+    file: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True)
 class Interface:
-    """The caller's choices about inputs and outputs (design: the I/O contract).
+    """The caller's choices about inputs and outputs of a promptable model (design: the I/O contract).
 
     points: slots per prompt, the padding point counted, or ``dynamic``. batch: prompts per call, or ``dynamic``.
     scores: ``iou`` predicted IoU, ``stability`` the stability score (offset 1.0) computed in the graph.
-    io: ``contract``, or the layout that apps speak: ``edgesam`` (the EdgeSAM scripts), ``sam`` (segment-anything).
+    io: ``contract``, or the layout that apps speak: ``edgesam`` and ``edgesam-dyt`` (the scripts of those projects),
+    ``sam`` (segment-anything; for HQ-SAM models, its exporter's).
+    hq: the model's HQ branch, ``intermediate`` the features it reads, as (channels, height, width); ``multimask`` and
+    ``hq_token_only`` as HQ-SAM's forward takes them.
     """
 
     image_size: int = 1024
@@ -107,28 +123,59 @@ class Interface:
     embed_preprocess: bool = False
     embed_dim: int = 256
     return_single_mask: bool = False
+    hq: Hq = "none"
+    intermediate: tuple[tuple[int, int, int], ...] = ()
+    multimask: bool = False
+    hq_token_only: bool = False
 
     def __post_init__(self) -> None:
         for option, value in (("--points", self.points), ("--batch", self.batch)):
             if value != DYNAMIC and not (isinstance(value, int) and 1 <= value <= 1024):
                 raise UsageError(f"{option} {value}: must be a number from 1 to 1024 or 'dynamic'")
-        if self.io not in ("contract", "edgesam", "sam"):
-            raise UsageError(f"--io {self.io}: must be contract, edgesam or sam")
+        if self.io not in IOS:
+            raise UsageError(f"--io {self.io}: must be {', '.join(IOS[:-1])} or {IOS[-1]}")
         if self.scores not in ("iou", "stability"):
             raise UsageError(f"--scores {self.scores}: must be iou or stability")
         if self.io != "contract" and self.batch != 1:
             raise UsageError(f"--io {self.io} knows one prompt per call; leave --batch at 1")
-        if self.io == "edgesam" and self.mask_input:
-            raise UsageError("--io edgesam has no mask input; use --io contract or --io sam")
+        if self.io in ("edgesam", "edgesam-dyt") and self.mask_input:
+            raise UsageError(f"--io {self.io} has no mask input; use --io contract or --io sam")
         if self.io == "sam" and not self.mask_input:
             raise UsageError("--io sam always has mask_input and has_mask_input")
         if self.return_single_mask and self.io != "sam":
             raise UsageError("--return-single-mask belongs to --io sam")
+        self._check_hq()
+
+    def _check_hq(self) -> None:
+        layouts = {"none": IOS, "early": ("contract", "edgesam-dyt"), "late": ("contract", "sam")}[self.hq]
+        if self.io not in layouts:
+            raise UsageError(f"--io {self.io} has no place for this model's HQ features; use {' or '.join(layouts)}")
+        if self.hq != "late" and (self.multimask or self.hq_token_only):
+            raise UsageError("--multimask and --hq-token-only belong to HQ-SAM models (sam_hq_*)")
+        if self.hq != "none" and self.return_single_mask:
+            raise UsageError("an HQ model always returns one mask; leave --return-single-mask out")
+
+    @property
+    def mask_count(self) -> int:
+        """Masks per prompt: 4, or the one that an HQ model or ``return_single_mask`` chooses."""
+        return 1 if self.hq != "none" or self.return_single_mask else 4
+
+    @property
+    def foreign_hq(self) -> bool:
+        """Whether the HQ work stays in the decoder, where the foreign layout has it."""
+        return self.hq != "none" and self.io != "contract"
+
+    def parts(self, *, promptable: bool = True) -> dict[str, PartSpec]:
+        """What the artifact consists of, in the order it runs."""
+        parts = {IMAGE_ENCODER: PartSpec("encoder", self.encoder_inputs(), self.encoder_outputs())}
+        if promptable:
+            parts[MASK_DECODER] = PartSpec("decoder", self.decoder_inputs(), self.decoder_outputs())
+        return parts
 
     @property
     def empty_slots(self) -> bool:
         """Whether label -10 is excluded exactly. A foreign layout with dynamic points has no slots to leave empty."""
-        return self.io == "contract" or self.points != DYNAMIC
+        return self.io in ("contract", "edgesam-dyt") or self.points != DYNAMIC
 
     @property
     def _embedding(self) -> TensorSpec:
@@ -147,18 +194,47 @@ class Interface:
         )
 
     def encoder_outputs(self) -> tuple[TensorSpec, ...]:
-        return (self._embedding,)
+        return (self._embedding, *self._features())
+
+    def _features(self) -> tuple[TensorSpec, ...]:
+        """What the encoder hands to the decoder beside the embeddings."""
+        low = self.image_size // 4
+        if self.hq == "none":
+            return ()
+        if not self.foreign_hq:
+            meaning = "all of the HQ branch that does not depend on the prompt"
+            return (TensorSpec("hq_features", (1, self.embed_dim // 8, low, low), meaning=meaning),)
+        if self.io == "sam":
+            channels, height, width = self.intermediate[0]
+            meaning = "features of the first global block; further entries are not read"
+            return (TensorSpec("interm_embeddings", (1, 1, height, width, channels), meaning=meaning),)
+        meanings = ("the stem's features", "the first stage's", "the second stage's")
+        return tuple(
+            TensorSpec(f"interm_embeddings_{i}", (1, *shape), meaning=meaning)
+            for i, (shape, meaning) in enumerate(zip(self.intermediate, meanings, strict=True))
+        )
 
     def decoder_inputs(self) -> tuple[TensorSpec, ...]:
         size, batch = self.image_size, "batch" if self.batch == DYNAMIC else self.batch
         points = "num_points" if self.points == DYNAMIC else self.points
         frame = f"(x, y) in pixels of the {size} frame"
         codes = ", ".join(f"{code} {name}" for name, code in LABEL_CODES.items() if self.empty_slots or code != -10)
-        specs = [
-            self._embedding,
-            TensorSpec("point_coords", (batch, points, 2), "float32", "coords", frame, size),
-            TensorSpec("point_labels", (batch, points), "float32", "labels", codes),
-        ]
+        coords = TensorSpec("point_coords", (batch, points, 2), "float32", "coords", frame, size)
+        specs = [self._embedding, coords, TensorSpec("point_labels", (batch, points), "float32", "labels", codes)]
+        if self.io == "edgesam-dyt":
+            specs += [
+                TensorSpec(
+                    "boxes", (1, 1, 4), "float32", "coords", f"x0, y0, x1, y1 in pixels of the {size} frame", size
+                ),
+                TensorSpec("point_valid", (1, 1), "bool", "flag", "false: the points are not there"),
+                TensorSpec("boxes_valid", (1, 1), "bool", "flag", "false: the box is not there"),
+            ]
+        if self.io == "sam":  # its exporter puts the features second, and lets any number of them stand there
+            specs[1:1] = [replace(f, shape=("num_features", *f.shape[1:])) for f in self._features()]
+        elif self.io == "contract":
+            specs[1:1] = self._features()
+        else:
+            specs += self._features()
         if self.mask_input:
             low = size // 4
             specs += [
@@ -171,24 +247,46 @@ class Interface:
         return tuple(specs)
 
     def decoder_outputs(self) -> tuple[TensorSpec, ...]:
-        batch, low = ("batch" if self.batch == DYNAMIC else self.batch), self.image_size // 4
-        masks = TensorSpec("masks", (batch, 4, low, low), meaning="logits; token 0 single-mask, 1 to 3 multi-mask")
-        meaning = "predicted IoU" if self.scores == "iou" else "stability score of each mask, offset 1.0"
-        scores = TensorSpec("scores", (batch, 4), meaning=meaning)
-        if self.io == "contract":
-            return masks, scores
+        if self.io == "sam":
+            count, low = self.mask_count, self.image_size // 4
+            return (
+                TensorSpec("masks", (1, count, "height", "width"), meaning="logits at the original size"),
+                TensorSpec("iou_predictions", (1, count), meaning=self._scores.meaning),
+                TensorSpec("low_res_masks", (1, count, low, low), meaning="logits"),
+            )
+        masks = self._masks("masks", "logits; token 0 single-mask, 1 to 3 multi-mask")
+        if self.hq != "none":
+            masks = self._masks("masks", f"logits of the HQ mask{self._hq_choice}")
         if self.io == "edgesam":
-            return scores, masks
-        count = 1 if self.return_single_mask else 4
-        return (
-            TensorSpec("masks", (1, count, "height", "width"), meaning="logits at the original size"),
-            TensorSpec("iou_predictions", (1, count), meaning=meaning),
-            TensorSpec("low_res_masks", (1, count, low, low), meaning="logits"),
-        )
+            return self._scores, masks
+        if self.io == "edgesam-dyt":
+            size = self.image_size
+            full = replace(masks, shape=(1, self.mask_count, size, size), meaning=f"{masks.meaning}, in the frame")
+            return self._scores, full, replace(masks, name="low_res_masks")
+        sam = () if self.hq == "none" else (self._masks("masks_sam", "logits of the plain SAM mask"),)
+        return (masks, *sam, self._scores)
+
+    @property
+    def _hq_choice(self) -> str:
+        if self.hq != "late":
+            return ""
+        plain = "the best of SAM's masks 1 to 3" if self.multimask else "SAM's mask 0"
+        return " alone" if self.hq_token_only else f" added to {plain}"
+
+    @property
+    def _scores(self) -> TensorSpec:
+        batch = "batch" if self.batch == DYNAMIC else self.batch
+        meaning = "predicted IoU" if self.scores == "iou" else "stability score of each mask, offset 1.0"
+        return TensorSpec("scores", (batch, self.mask_count), meaning=meaning)
+
+    def _masks(self, name: str, meaning: str) -> TensorSpec:
+        batch, low = ("batch" if self.batch == DYNAMIC else self.batch), self.image_size // 4
+        return TensorSpec(name, (batch, self.mask_count, low, low), meaning=meaning)
 
     def describe(self) -> dict[str, Any]:
         """The contract as JSON-ready data: for the manifest and for the artifact's own metadata."""
         return {
+            "kind": "promptable",
             **asdict(self),
             "resize_rule": "longest_side",
             "pad": "bottom_right",
@@ -201,6 +299,52 @@ class Interface:
             "mask_upsampling": "bilinear to the model frame, crop to the resized picture, bilinear to the original",
             "padding_point": "append (0, 0) with label -1 to a prompt that has no box; append none to one that has",
         }
+
+
+@dataclass(frozen=True)
+class SegmenterInterface:
+    """Inputs and outputs of a semantic model: one part, no prompts, one picture at a time.
+
+    ``argmax``: the class map instead of the logits. ``embed_preprocess``: uint8 pixels, normalised inside.
+    """
+
+    image_size: int = 1024
+    classes: int = 33
+    argmax: bool = False
+    embed_preprocess: bool = False
+
+    def parts(self, *, promptable: bool = False) -> dict[str, PartSpec]:
+        """The one part, ``segmenter``."""
+        assert not promptable
+        size = self.image_size
+        image = TensorSpec("image", (1, 3, size, size), role="scene", meaning="RGB, ImageNet-normalised")
+        if self.embed_preprocess:
+            image = TensorSpec("image", (1, size, size, 3), "uint8", "image", "RGB 0..255")
+        logits = TensorSpec("logits", (1, self.classes, size, size), meaning="one map per class")
+        classes = TensorSpec("class_map", (1, size, size), "int32", meaning="index of the class of each pixel")
+        return {SEGMENTER: PartSpec("segmenter", (image,), (classes if self.argmax else logits,))}
+
+    def describe(self) -> dict[str, Any]:
+        """The contract as JSON-ready data."""
+        return {
+            "kind": "semantic",
+            **asdict(self),
+            "resize_rule": "to S x S without keeping the aspect; larger pictures in tiles of S x S",
+            "pixel_mean": list(PIXEL_MEAN),
+            "pixel_std": list(PIXEL_STD),
+        }
+
+
+def interface_from(described: Mapping[str, Any]) -> Interface | SegmenterInterface:
+    """The interface that ``describe`` wrote down."""
+    kind = SegmenterInterface if described.get("kind") == "semantic" else Interface
+    known = {f.name for f in fields(kind)}
+    values = {key: _tuples(value) for key, value in described.items() if key in known}
+    return kind(**values)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
 
 
 def describe_tensors(specs: tuple[TensorSpec, ...]) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@
     │   └── OutputError          2   an output folder that exists, is not ours, or cannot be written
     ├── CheckpointError          1   a checkpoint that is missing, truncated, hostile or of another model
     ├── PassError                1   a pass left its declared bound, or a program is malformed
+    ├── TooLarge                 1   a build that does not fit into memory
     ├── BundleError              1   a bundle that is incomplete or does not match its manifest
     ├── MissingToolkit           3   a vendor toolkit, device or download that is not available here
     ├── ParityError              4   an artifact whose outputs are not the reference's
@@ -64,6 +65,10 @@ class CheckpointError(EdgeSamDeployError):
 
 class PassError(EdgeSamDeployError):
     """A pass left the bound it declares, or left a malformed program behind."""
+
+
+class TooLarge(EdgeSamDeployError):
+    """A build that does not fit into memory."""
 
 
 class BundleError(EdgeSamDeployError):

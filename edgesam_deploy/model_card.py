@@ -11,9 +11,10 @@ def model_card(content: Mapping[str, Any]) -> str:
     name, target, weights = content["model"]["name"], content["target"], content["weights"]
     seeded = weights["source"] == "seeded"
     origin = f"random, seed {weights['seed']}" if seeded else f"`{weights['checkpoint']}`, sha256 `{weights['sha256']}`"
+    tag = "image-segmentation" if content["contract"]["kind"] == "semantic" else "mask-generation"
     warning = "**These weights are random. The masks mean nothing; the artifact shows that the path works.**\n\n"
     return (
-        f"---\nlibrary_name: edgesam-deploy\npipeline_tag: mask-generation\nlicense: other\n"
+        f"---\nlibrary_name: edgesam-deploy\npipeline_tag: {tag}\nlicense: other\n"
         f"license_name: {content['license']!r}\ntags: [segment-anything, {name}, {target}]\n---\n\n"
         f"# {name} for {target}\n\n"
         f"{warning if seeded else ''}"
@@ -37,6 +38,14 @@ def _part(name: str, entry: Mapping[str, Any]) -> str:
 
 def _rules(contract: Mapping[str, Any]) -> str:
     size = contract["image_size"]
+    if contract["kind"] == "semantic":
+        inside = "inside the artifact" if contract["embed_preprocess"] else "by the caller"
+        return (
+            f"- Resize to {size} x {size} (bilinear, antialiased, the aspect is not kept); normalise {inside} with "
+            f"mean {contract['pixel_mean']} and standard deviation {contract['pixel_std']} of pixels 0..255.\n"
+            f"- Larger pictures go through in tiles of {size} x {size}; `edgesam-deploy run` does that.\n"
+            f"- One picture per call. The class of a pixel is the largest of its {contract['classes']} logits.\n"
+        )
     inside = "inside the encoder" if contract["embed_preprocess"] else "by the caller"
     codes = ", ".join(f"{code} {name.replace('_', ' ')}" for name, code in contract["label_codes"].items())
     return (

@@ -15,6 +15,8 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from edgesam_deploy.model.masks import rle_to_mask
 from edgesam_deploy.model.prompts import BACKGROUND, FOREGROUND
+from edgesam_deploy.model.semantic import resize_class_map
+from edgesam_deploy.model.semantic_classes import class_totals, palette
 
 Picture = NDArray[np.uint8]
 Colour = tuple[int, int, int]
@@ -24,6 +26,7 @@ TINT = 0.5
 MASK, BOX, WHITE, BLACK, GROUND = (30, 144, 255), (255, 214, 0), (255, 255, 255), (0, 0, 0), (34, 34, 34)
 MARKERS: dict[float, Colour] = {FOREGROUND: (0, 170, 70), BACKGROUND: (220, 40, 40)}
 OTHER = (110, 110, 110)  # labels that are neither
+LEGEND = 12  # classes that a legend lists
 
 
 def png(picture: Picture | NDArray[np.bool_]) -> bytes:
@@ -60,6 +63,25 @@ def overlay_everything(picture: Picture, records: Sequence[Mapping[str, Any]], r
     layers = [(rle_to_mask(record["segmentation"]), _hue(rank)) for rank, record in enumerate(largest_first)]
     caption = f"{len(records)} mask{'' if len(records) == 1 else 's'}"
     return np.asarray(_captioned(_tinted(_fitted(picture), layers), [caption, remark]))
+
+
+def overlay_classes(
+    picture: Picture, class_map: NDArray[np.unsignedinteger[Any]], names: Sequence[str], remark: str = ""
+) -> Picture:
+    """Classes (H, W) over the picture in the colours of ``palette``; below, the largest ones by name and share."""
+    base = _fitted(picture)
+    colours = palette(len(names))
+    tint = colours[resize_class_map(class_map, (base.height, base.width))]
+    panel = Image.fromarray(((1 - TINT) * np.asarray(base) + TINT * tint).astype(np.uint8))
+    shares = class_totals(class_map, len(names)) / class_map.size
+    present = [int(index) for index in np.argsort(-shares, kind="stable") if shares[index] > 0]
+    listed: list[tuple[str, Colour | None]] = [
+        (f"{names[index]}  {100 * shares[index]:.1f} %", tuple(colours[index].tolist())) for index in present[:LEGEND]
+    ]
+    if rest := present[LEGEND:]:
+        listed.append((f"{len(rest)} more  {100 * shares[rest].sum():.1f} %", None))
+    caption = f"{len(present)} class{'' if len(present) == 1 else 'es'}"
+    return np.asarray(_captioned(_with_legend(panel, listed), [caption, remark]))
 
 
 def _hue(rank: int) -> Colour:
@@ -132,7 +154,7 @@ def _marker(label: float, radius: int) -> Image.Image:
 def _captioned(panel: Image.Image, words: Sequence[str]) -> Image.Image:
     """The panel under a strip of text, so that no text covers the picture; widened where the text needs it."""
     text = "    ".join(word for word in words if word)
-    size = min(max(14, panel.width // 36), 22)
+    size = _text_size(panel)
     font = ImageFont.load_default(size)
     margin = size // 2
     width = max(panel.width, math.ceil(font.getlength(text)) + 2 * margin)
@@ -140,6 +162,30 @@ def _captioned(panel: Image.Image, words: Sequence[str]) -> Image.Image:
     ImageDraw.Draw(canvas).text((margin, margin - size // 8), text, fill=WHITE, font=font)
     canvas.paste(panel, ((width - panel.width) // 2, size + 2 * margin))
     return canvas
+
+
+def _with_legend(panel: Image.Image, rows: Sequence[tuple[str, Colour | None]]) -> Image.Image:
+    """The panel over a strip of coloured squares with their words, in as many columns as fit beside each other."""
+    size = _text_size(panel)
+    font = ImageFont.load_default(size)
+    line, margin = 3 * size // 2, size // 2
+    column = math.ceil(max(font.getlength(text) for text, _ in rows)) + line + 2 * margin
+    columns = min(max(1, (panel.width - margin) // column), len(rows))
+    lines = math.ceil(len(rows) / columns)
+    width = max(panel.width, columns * column + margin)
+    canvas = Image.new("RGB", (width, panel.height + lines * line + margin), GROUND)
+    canvas.paste(panel, ((width - panel.width) // 2, 0))
+    draw = ImageDraw.Draw(canvas)
+    for index, (text, colour) in enumerate(rows):
+        x, y = margin + index // lines * column, panel.height + margin + index % lines * line
+        if colour is not None:
+            draw.rectangle((x, y, x + size - 1, y + size - 1), fill=colour, outline=OTHER)
+        draw.text((x + line, y - size // 8), text, fill=WHITE, font=font)
+    return canvas
+
+
+def _text_size(panel: Image.Image) -> int:
+    return min(max(14, panel.width // 36), 22)
 
 
 def _grid(panels: Sequence[Image.Image]) -> Image.Image:

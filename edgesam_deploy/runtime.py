@@ -9,19 +9,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgesam_deploy.bundle import Bundle, open_bundle
-from edgesam_deploy.contract import DYNAMIC, Interface
+from edgesam_deploy.contract import (
+    DYNAMIC,
+    IMAGE_ENCODER,
+    MASK_DECODER,
+    SEGMENTER,
+    Interface,
+    SegmenterInterface,
+    interface_from,
+)
 from edgesam_deploy.errors import BundleError, PromptError
-from edgesam_deploy.model.base_predictor import PromptPredictor
-from edgesam_deploy.model.prompts import EMPTY, PADDING, FloatArray, Slots
-from edgesam_deploy.model.transforms import resize_longest_side
+from edgesam_deploy.model.base_predictor import Answers, PromptPredictor
+from edgesam_deploy.model.prompts import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, EMPTY, PADDING, FloatArray, Slots
+from edgesam_deploy.model.semantic import SemanticPredictor
+from edgesam_deploy.model.transforms import PIXEL_MEAN, PIXEL_STD, resize_longest_side
 from edgesam_deploy.targets import make_target
 from edgesam_deploy.targets.base import Runner
 
-IMAGE_ENCODER, MASK_DECODER = "image_encoder", "mask_decoder"
+PARTS = (IMAGE_ENCODER, MASK_DECODER, SEGMENTER)
 
 
-def open_predictor(path: str | Path, provider: str = "cpu", threads: int = 0) -> BundlePredictor:
-    """A predictor with SamPredictor's interface over the bundle in the folder ``path``.
+def open_artifact(path: str | Path, provider: str = "cpu", threads: int = 0) -> BundlePredictor | BundleSegmenter:
+    """The bundle in the folder ``path``, ready to run: SamPredictor's interface, or a SemanticPredictor.
 
     provider: ``cpu``, or ``cuda`` where the installed runtime has it. threads: 0 leaves the choice to the runtime.
     Raises BundleError for a folder that is no bundle, MissingToolkit where the runtime is not installed.
@@ -29,28 +38,42 @@ def open_predictor(path: str | Path, provider: str = "cpu", threads: int = 0) ->
     bundle = open_bundle(path)
     target = make_target(bundle.target)
     runners = {}
-    for part in (IMAGE_ENCODER, MASK_DECODER):
+    for part in PARTS:
         file = bundle.part(part)
         if file is not None:
             if not file.is_file():
                 raise BundleError(f"{file} is missing; edgesam-deploy verify {path} tells what else is")
             runners[part] = target.load(file, provider=provider, threads=threads)
-    return BundlePredictor(bundle, runners)
+    return BundleSegmenter(bundle, runners) if SEGMENTER in runners else BundlePredictor(bundle, runners)
+
+
+def is_semantic(path: str | Path) -> bool:
+    """Whether the bundle in ``path`` is of a semantic model. Raises BundleError for a folder that is no bundle."""
+    return SEGMENTER in open_bundle(path).manifest["parts"]
+
+
+def open_predictor(path: str | Path, provider: str = "cpu", threads: int = 0) -> BundlePredictor:
+    """As ``open_artifact`` for a promptable model; raises PromptError for a semantic one."""
+    artifact = open_artifact(path, provider, threads)
+    if isinstance(artifact, BundleSegmenter):
+        raise PromptError(f"{path} holds a semantic model, which takes no prompts; use: edgesam-deploy run")
+    return artifact
 
 
 class BundlePredictor(PromptPredictor):
-    """SamPredictor's interface over an artifact (``features``: image embeddings (1, C, S/16, S/16) float32)."""
+    """SamPredictor's interface over an artifact (``features``: the encoder's outputs, an array or a tuple of them)."""
 
-    features: FloatArray | None
+    features: FloatArray | tuple[FloatArray, ...] | None
 
     def __init__(self, bundle: Bundle, runners: dict[str, Runner]) -> None:
         self.bundle = bundle
-        known = Interface.__dataclass_fields__
-        self.interface = Interface(**{k: v for k, v in bundle.manifest["contract"].items() if k in known})
-        self.image_size = self.interface.image_size
+        interface = interface_from(bundle.manifest["contract"])
+        assert isinstance(interface, Interface)
+        self.interface = interface
+        self.image_size = interface.image_size
         self._encoder = runners[IMAGE_ENCODER]
         self._decoder = runners.get(MASK_DECODER)
-        self._full: FloatArray | None = None  # --io sam: the last call's masks at the original size
+        self._full: FloatArray | None = None  # foreign layouts: the last call's masks, larger than the low-resolution
 
     @property
     def has_decoder(self) -> bool:
@@ -63,21 +86,27 @@ class BundlePredictor(PromptPredictor):
         return self._encoder.description
 
     def full_masks(self, low_res: FloatArray) -> FloatArray:
-        """Logits at the picture's size: the artifact's own where it gives them (``--io sam``), else upscaled."""
-        return self.upscale(low_res) if self._full is None else self._full
+        """Logits at the picture's size: the artifact's own where its layout gives them, else upscaled."""
+        if self._full is None:
+            return self.upscale(low_res)
+        return self._full if self.interface.io == "sam" else self.upscale(self._full)
 
-    def encode(self, image: NDArray[np.uint8]) -> FloatArray:
+    def encode(self, image: NDArray[np.uint8]) -> FloatArray | tuple[FloatArray, ...]:
+        outputs = self._encoder(self._encoder_inputs(image))
+        features = tuple(outputs[spec.name] for spec in self.interface.encoder_outputs())
+        return features if len(features) > 1 else features[0]
+
+    def _encoder_inputs(self, image: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
         if not self.interface.embed_preprocess:
-            return self._encoder({"image": self.preprocess(image)})["image_embeddings"]
+            return {"image": self.preprocess(image)}
         size = self.image_size
         resized = resize_longest_side(image, size)
         height, width = resized.shape[:2]
         padded = np.zeros((1, size, size, 3), np.uint8)
         padded[0, :height, :width] = resized
-        inside = np.array([height, width], np.float32)
-        return self._encoder({"image": padded, "image_size": inside})["image_embeddings"]
+        return {"image": padded, "image_size": np.array([height, width], np.float32)}
 
-    def decode(self, prompts: Slots, mask_input: FloatArray | None) -> tuple[FloatArray, FloatArray]:
+    def decode(self, prompts: Slots, mask_input: FloatArray | None) -> Answers:
         """B prompts through an artifact whose batch may be smaller or larger: in chunks, the last one filled up."""
         if self._decoder is None:
             raise PromptError(f"{self.bundle.path} holds an image encoder alone; it takes no prompts")
@@ -88,8 +117,8 @@ class BundlePredictor(PromptPredictor):
         prompts = self._fitted(prompts)
         step = prompts.batch if self.interface.batch == DYNAMIC else int(self.interface.batch)
         results = [self._chunk(prompts, mask_input, start, step) for start in range(0, prompts.batch, step)]
-        masks, scores = (np.concatenate(parts) for parts in zip(*results, strict=True))
-        return masks, scores
+        parts = zip(*results, strict=True)
+        return Answers(*(None if part[0] is None else np.concatenate(part) for part in parts))  # type: ignore[arg-type]
 
     def _fitted(self, prompts: Slots) -> Slots:
         interface = self.interface
@@ -101,14 +130,14 @@ class BundlePredictor(PromptPredictor):
             raise PromptError(f"--io {interface.io} with dynamic points has no empty slots: give every prompt a point")
         return prompts
 
-    def _chunk(
-        self, prompts: Slots, mask_input: FloatArray | None, start: int, step: int
-    ) -> tuple[FloatArray, FloatArray]:
+    def _chunk(self, prompts: Slots, mask_input: FloatArray | None, start: int, step: int) -> Answers:
         count = min(step, prompts.batch - start)
         missing = step - count
         chosen = slice(start, start + count)
-        inputs: dict[str, NDArray[Any]] = {
-            "image_embeddings": self.features,  # type: ignore[dict-item]
+        features = self.features if isinstance(self.features, tuple) else (self.features,)
+        names = (spec.name for spec in self.interface.encoder_outputs())
+        inputs: dict[str, Any] = {
+            **dict(zip(names, features, strict=True)),
             "point_coords": np.pad(prompts.coords[chosen], ((0, missing), (0, 0), (0, 0))),
             "point_labels": np.pad(prompts.labels[chosen], ((0, missing), (0, 0)), constant_values=PADDING),
         }
@@ -121,8 +150,67 @@ class BundlePredictor(PromptPredictor):
             inputs["has_mask_input"] = np.full(step, mask_input is not None, np.float32)
         if self.interface.io == "sam":
             inputs["orig_im_size"] = np.array(self.original_size, np.float32)
+        if self.interface.io == "edgesam-dyt":
+            inputs |= _box_apart(inputs["point_coords"], inputs["point_labels"])
         outputs = self._decoder(inputs)  # type: ignore[misc]
-        names = ("masks", "scores")
-        if self.interface.io == "sam":
-            names, self._full = ("low_res_masks", "iou_predictions"), outputs["masks"]
-        return outputs[names[0]][:count], outputs[names[1]][:count]
+        if self.interface.io in ("sam", "edgesam-dyt"):
+            self._full = outputs["masks"]
+            scores = outputs["iou_predictions" if self.interface.io == "sam" else "scores"]
+            return Answers(outputs["low_res_masks"], scores)
+        sam = outputs.get("masks_sam")
+        return Answers(outputs["masks"][:count], outputs["scores"][:count], None if sam is None else sam[:count])
+
+
+def _box_apart(coords: FloatArray, labels: FloatArray) -> dict[str, NDArray[Any]]:
+    """Slots (1, N) as the layout edgesam-dyt takes them: a pair of box corners leaves the points."""
+    row = list(labels[0])
+    boxed = row.count(BOX_TOP_LEFT) == row.count(BOX_BOTTOM_RIGHT) == 1
+    corner = row.index(BOX_TOP_LEFT) if boxed else 0
+    boxed = boxed and row[corner : corner + 2] == [BOX_TOP_LEFT, BOX_BOTTOM_RIGHT]
+    box = coords[:, corner : corner + 2].reshape(1, 1, 4) if boxed else np.zeros((1, 1, 4), np.float32)
+    outside = np.ones(len(row), bool)
+    outside[corner : corner + 2] = not boxed
+    blank = labels.copy()
+    blank[:, ~outside] = EMPTY  # the number of slots stays
+    valid = bool((blank != EMPTY).any())
+    return {
+        "point_labels": blank,
+        "boxes": box,
+        "point_valid": np.array([[valid]]),
+        "boxes_valid": np.array([[boxed]]),
+    }
+
+
+class BundleSegmenter(SemanticPredictor):
+    """A SemanticPredictor over an artifact."""
+
+    def __init__(self, bundle: Bundle, runners: dict[str, Runner]) -> None:
+        self.bundle = bundle
+        interface = interface_from(bundle.manifest["contract"])
+        assert isinstance(interface, SegmenterInterface)
+        self.interface = interface
+        self.image_size, self.classes = interface.image_size, interface.classes
+        self._run = runners[SEGMENTER]
+
+    @property
+    def has_logits(self) -> bool:
+        return not self.interface.argmax
+
+    def infer(self, image: FloatArray) -> FloatArray:
+        return self._run({"image": self._fed(image)})["logits"]
+
+    def infer_map(self, image: FloatArray) -> NDArray[Any]:
+        return super().infer_map(image) if self.has_logits else self._run({"image": self._fed(image)})["class_map"]
+
+    def _fed(self, image: FloatArray) -> NDArray[Any]:
+        """What the artifact takes: with normalisation inside, the bytes that the picture was normalised from."""
+        if not self.interface.embed_preprocess:
+            return image
+        mean, std = (np.array(values, np.float32).reshape(-1, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD))
+        pixels: NDArray[Any] = np.rint(image * std + mean).astype(np.uint8).transpose(0, 2, 3, 1)
+        return pixels
+
+    @property
+    def executed(self) -> str:
+        """What ran the artifact, with its version."""
+        return self._run.description

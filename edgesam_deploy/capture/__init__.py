@@ -2,42 +2,73 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from edgesam_deploy.capture.parts import ImageEncoderPart, MaskDecoderPart
-from edgesam_deploy.contract import Interface, TensorSpec, sample_inputs
+from edgesam_deploy.capture.parts import ImageEncoderPart, MaskDecoderPart, SegmenterPart
+from edgesam_deploy.contract import (
+    DEFAULT_POINTS,
+    IMAGE_ENCODER,
+    Interface,
+    PartSpec,
+    SegmenterInterface,
+    TensorSpec,
+    sample_inputs,
+)
+from edgesam_deploy.cost import model_macs
+from edgesam_deploy.model.registry import network
 from edgesam_deploy.model.sam import Sam
 from edgesam_deploy.passes.program import Program
 
-IMAGE_ENCODER, MASK_DECODER = "image_encoder", "mask_decoder"
+if TYPE_CHECKING:
+    from edgesam_deploy.model.cwsam.model import Cwsam
+
+DEFAULT_SIZES = {"num_points": DEFAULT_POINTS, "batch": 1, "num_features": 1}
 
 
-def capture(model: Sam, interface: Interface) -> list[Program]:
-    """The model's parts as programs in the aten dialect: ``image_encoder`` and, if promptable, ``mask_decoder``."""
-    programs = [
-        trace(
-            IMAGE_ENCODER,
-            ImageEncoderPart(model, interface),
-            interface.encoder_inputs(),
-            interface.encoder_outputs(),
-        )
-    ]
-    if model.promptable:
-        inputs = tuple(s for s in interface.decoder_inputs() if s.role != "original_size")  # that one is the tail's
-        part = MaskDecoderPart(model, interface)
-        programs.append(trace(MASK_DECODER, part, inputs, _part_outputs(interface)))
+def capture(model: Sam | Cwsam, interface: Interface | SegmenterInterface) -> list[Program]:
+    """The model's parts as programs in the aten dialect: ``image_encoder`` and, if promptable, ``mask_decoder``; or
+    ``segmenter`` alone.
+    """
+    programs = []
+    for name, part in interface.parts(promptable=model.promptable).items():
+        inputs = tuple(spec for spec in part.inputs if spec.role != "original_size")  # that one is the tail's
+        programs.append(trace(name, _module(name, model, interface), inputs, _traced_outputs(interface, part)))
     return programs
 
 
-def _part_outputs(interface: Interface) -> tuple[TensorSpec, ...]:
+def _module(part: str, model: Sam | Cwsam, interface: Interface | SegmenterInterface) -> nn.Module:
+    if isinstance(interface, SegmenterInterface):
+        return SegmenterPart(model, interface)
+    assert isinstance(model, Sam)
+    return ImageEncoderPart(model, interface) if part == IMAGE_ENCODER else MaskDecoderPart(model, interface)
+
+
+def part_macs(model: Sam | Cwsam, interface: Interface | SegmenterInterface) -> dict[str, int]:
+    """Multiply-accumulates of one call of each part, dynamic sizes at the contract's defaults. Nothing is computed."""
+    counts = {}
+    with torch.device("meta"):
+        blank = network(model.config, model.name)
+        for name, part in interface.parts(promptable=model.promptable).items():
+            module = _module(name, blank, interface)
+            inputs = {
+                spec.name: torch.zeros(spec.bound(DEFAULT_SIZES), dtype=getattr(torch, spec.dtype))
+                for spec in part.inputs
+                if spec.role != "original_size"
+            }
+            counts[name] = model_macs(module, **inputs)
+    return counts
+
+
+def _traced_outputs(interface: Interface | SegmenterInterface, part: PartSpec) -> tuple[TensorSpec, ...]:
     """What the part itself returns; the layout ``sam`` gets its outputs from a tail that is appended in ONNX."""
-    if interface.io != "sam":
-        return interface.decoder_outputs()
-    inner = Interface(interface.image_size, interface.points, mask_input=True, scores=interface.scores)
-    return inner.decoder_outputs()
+    if isinstance(interface, SegmenterInterface) or interface.io != "sam" or part.file != "decoder":
+        return part.outputs
+    _, scores, masks = part.outputs
+    return replace(masks, name="masks"), replace(scores, name="scores")
 
 
 def trace(name: str, module: nn.Module, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> Program:

@@ -6,21 +6,29 @@ are the model's.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgesam_deploy.contract import Interface
+from edgesam_deploy.contract import Interface, SegmenterInterface
+from edgesam_deploy.model.mask_decoder_hq import HqMaskDecoder
 from edgesam_deploy.model.prompt_encoder import empty_slot_bias
+from edgesam_deploy.model.prompts import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, EMPTY
 from edgesam_deploy.model.sam import Sam
+from edgesam_deploy.model.transforms import PIXEL_MEAN, PIXEL_STD
 
 
 class ImageEncoderPart(nn.Module):
-    """image (1, 3, S, S), or uint8 (1, S, S, 3) and image_size (2,), to image_embeddings."""
+    """image (1, 3, S, S), or uint8 (1, S, S, 3) and image_size (2,), to the interface's encoder outputs."""
 
     def __init__(self, model: Sam, interface: Interface) -> None:
         super().__init__()
         self.image_encoder = model.image_encoder
-        self.embed_preprocess = interface.embed_preprocess
+        self.interface = interface
+        if interface.hq != "none" and not interface.foreign_hq:
+            self.mask_decoder = model.mask_decoder  # for its work that does not depend on the prompt
         if interface.embed_preprocess:
             self.register_buffer("mean", model.pixel_mean.clone())
             self.register_buffer("std", model.pixel_std.clone())
@@ -30,17 +38,25 @@ class ImageEncoderPart(nn.Module):
     std: Tensor
     pixels: Tensor
 
-    def forward(self, image: Tensor, image_size: Tensor | None = None) -> Tensor:
+    def forward(self, image: Tensor, image_size: Tensor | None = None) -> Tensor | tuple[Tensor, ...]:
         if image_size is not None:
             # zero after normalising: a padded mean colour is not zero, 124 is not 123.675
             rows = (self.pixels < image_size[0])[:, None]
             columns = (self.pixels < image_size[1])[None, :]
             image = (image.permute(0, 3, 1, 2).float() - self.mean) / self.std * (rows & columns).float()
-        return self.image_encoder(image)  # type: ignore[no-any-return]
+        if self.interface.hq == "none":
+            return self.image_encoder(image)  # type: ignore[no-any-return]
+        embeddings, intermediate = self.image_encoder.with_intermediate(image)
+        if not self.interface.foreign_hq:
+            assert isinstance(self.mask_decoder, HqMaskDecoder)
+            return embeddings, self.mask_decoder.hq_features(embeddings, intermediate)
+        if self.interface.io == "sam":  # its exporter stacks features of shape (1, H, W, C)
+            return embeddings, intermediate[0].permute(0, 2, 3, 1)[None]
+        return embeddings, *intermediate
 
 
 class MaskDecoderPart(nn.Module):
-    """Prompt encoder and mask decoder in one: slots to logits (B, 4, S/4, S/4) and scores (B, 4)."""
+    """Prompt encoder and mask decoder in one: slots to the interface's decoder outputs."""
 
     def __init__(self, model: Sam, interface: Interface) -> None:
         super().__init__()
@@ -55,23 +71,88 @@ class MaskDecoderPart(nn.Module):
         point_labels: Tensor,
         mask_input: Tensor | None = None,
         has_mask_input: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        encoder = self.prompt_encoder
+        boxes: Tensor | None = None,
+        point_valid: Tensor | None = None,
+        boxes_valid: Tensor | None = None,
+        hq_features: Tensor | None = None,
+        interm_embeddings: Tensor | None = None,
+        interm_embeddings_0: Tensor | None = None,
+        interm_embeddings_1: Tensor | None = None,
+        interm_embeddings_2: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
+        """Each layout gives its own subset. The names stand here one by one: torch.export knows no ``**inputs``."""
+        interface, encoder = self.interface, self.prompt_encoder
         # (1, C, 1, 1): broadcast, not expanded, so that the image side of the first layer runs once for all prompts
         dense = encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
         if mask_input is not None and has_mask_input is not None:
             has = has_mask_input[:, None, None, None]
             dense = has * encoder.embed_masks(mask_input) + (1 - has) * dense
-        masks, scores = self.mask_decoder.predict_masks(
-            image_embeddings,
-            encoder.get_dense_pe(),
-            encoder.embed_slots(point_coords, point_labels),
-            dense,
-            empty_slot_bias(point_labels) if self.interface.empty_slots else None,
-        )
-        if self.interface.scores == "stability":
+        coords, labels = point_coords, point_labels
+        if boxes is not None and point_valid is not None and boxes_valid is not None:
+            coords, labels = _with_box(coords, labels, boxes, point_valid, boxes_valid)
+        if interm_embeddings is not None:  # entry 0 of (n, 1, H, W, C) is all that the model reads
+            hq_features = self._hq_features(image_embeddings, interm_embeddings[0].permute(0, 3, 1, 2))
+        elif interm_embeddings_0 is not None:
+            early = interm_embeddings_0, interm_embeddings_1, interm_embeddings_2
+            hq_features = self._hq_features(image_embeddings, *early)
+        bias = empty_slot_bias(labels) if interface.empty_slots else None
+        prompt = encoder.get_dense_pe(), encoder.embed_slots(coords, labels), dense, bias
+        masks, scores, *sam = self._decode(image_embeddings, prompt, hq_features)
+        if interface.scores == "stability":
             scores = stability_score(masks)
-        return (scores, masks) if self.interface.io == "edgesam" else (masks, scores)
+        if interface.io == "edgesam":
+            return scores, masks
+        if interface.io == "edgesam-dyt":
+            size = (interface.image_size, interface.image_size)
+            return scores, F.interpolate(masks, size, mode="bilinear", align_corners=False), masks
+        return (masks, *sam, scores) if interface.io == "contract" else (masks, scores)
+
+    def _hq_features(self, image_embeddings: Tensor, *intermediate: Tensor | None) -> Tensor:
+        assert isinstance(self.mask_decoder, HqMaskDecoder)
+        return self.mask_decoder.hq_features(image_embeddings, [f for f in intermediate if f is not None])
+
+    def _decode(self, embeddings: Tensor, prompt: tuple[Any, ...], hq_features: Tensor | None) -> tuple[Tensor, ...]:
+        decoder, interface = self.mask_decoder, self.interface
+        if not isinstance(decoder, HqMaskDecoder):
+            return decoder.predict_masks(embeddings, *prompt)
+        image_pe, sparse, dense, bias = prompt
+        masks, iou = decoder.predict_masks(embeddings, image_pe, sparse, dense, bias, hq_features)
+        answer = decoder.answer(masks, iou, multimask=interface.multimask, hq_token_only=interface.hq_token_only)
+        return answer.masks, answer.iou, answer.masks_sam
+
+
+def _with_box(
+    coords: Tensor, labels: Tensor, boxes: Tensor, point_valid: Tensor, boxes_valid: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Points and box as slots; those that are not valid become empty ones, whose exclusion is exact.
+
+    The reference drops rows by a boolean index instead, whose result has no static shape.
+    """
+    point, box = point_valid.to(labels.dtype), boxes_valid.to(labels.dtype)
+    corners = torch.tensor([[BOX_TOP_LEFT, BOX_BOTTOM_RIGHT]], dtype=labels.dtype, device=labels.device)
+    labels = torch.cat([point * labels + (1 - point) * EMPTY, box * corners + (1 - box) * EMPTY], dim=1)
+    return torch.cat([coords, boxes.reshape(1, 2, 2)], dim=1), labels
+
+
+class SegmenterPart(nn.Module):
+    """image (1, 3, S, S), or uint8 (1, S, S, 3), to class logits (1, K, S, S), or the class map (1, S, S)."""
+
+    def __init__(self, model: nn.Module, interface: SegmenterInterface) -> None:
+        super().__init__()
+        self.model = model
+        self.interface = interface
+        if interface.embed_preprocess:
+            for name, values in (("mean", PIXEL_MEAN), ("std", PIXEL_STD)):
+                self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(-1, 1, 1))
+
+    mean: Tensor
+    std: Tensor
+
+    def forward(self, image: Tensor) -> Tensor:
+        if self.interface.embed_preprocess:
+            image = (image.permute(0, 3, 1, 2).float() - self.mean) / self.std
+        logits: Tensor = self.model(image)
+        return logits.argmax(1).to(torch.int32) if self.interface.argmax else logits
 
 
 def stability_score(masks: Tensor, offset: float = 1.0) -> Tensor:

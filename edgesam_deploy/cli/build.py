@@ -46,12 +46,22 @@ def build(
     image_size: Annotated[
         int | None, typer.Option(help="Side of the model frame, a multiple of 64. Default 1024.", show_default=False)
     ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="JSON file with sizes that have no name; for cwsam* also its authors' model_args."),
+    ] = None,
     upsample: Annotated[
-        str, typer.Option(help="How the neck enlarges: bicubic (as trained) or bilinear (as old exporters).")
-    ] = "bicubic",
+        str | None,
+        typer.Option(
+            help="How an EdgeSAM's neck enlarges: bicubic (as trained, the default) or bilinear (as old exporters)."
+        ),
+    ] = None,
     gelu: Annotated[str | None, typer.Option(help="erf or tanh instead of the model's own.")] = None,
     proof: Annotated[Proof, typer.Option(help="How each pass is proved: on two inputs, on four, or not.")] = Proof.fast,
     dump_after: Annotated[str | None, typer.Option(help="Write each part after this pass, beside OUT.")] = None,
+    max_memory: Annotated[
+        float | None, typer.Option(help="GiB: refuse what is estimated to take more. Default: what is available.")
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Fail also where parity could not be verified.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and stop.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there already.")] = False,
@@ -67,8 +77,10 @@ def build(
     from edgesam_deploy.model.fetch import SOURCES, resolve
     from edgesam_deploy.targets import make_target
 
-    config = {} if image_size is None else {"image_size": image_size}
     model_config(model)  # wrong names fail before PyTorch is loaded
+    changes = {} if config is None else _read_config(config)
+    if image_size is not None:
+        changes["image_size"] = image_size
     chosen = make_target(target, **(options or {}))
     if checkpoint is not None and seed is not None:
         raise UsageError("--seed is for random weights; leave it out with --checkpoint")
@@ -79,10 +91,11 @@ def build(
 
     from edgesam_deploy.builder import build as build_bundle
     from edgesam_deploy.builder import plan
+    from edgesam_deploy.memory import GIB, check_memory
     from edgesam_deploy.model.registry import configured, load
     from edgesam_deploy.report import print_build, print_plan
 
-    cfg = configured(model, upsample=upsample, gelu=gelu, config=config)
+    cfg = configured(model, upsample=upsample, gelu=gelu, config=changes)
     steps = plan(cfg, chosen)
     passes = {step.name for step in chosen.pipeline(cfg)}
     if dump_after is not None and dump_after not in passes:
@@ -90,13 +103,15 @@ def build(
     if dry_run:
         print_json(steps) if json else print_plan(stdout(), model, chosen, folder, steps)
         return
+    limit = None if max_memory is None else int(max_memory * GIB)
+    check_memory(cfg, model, limit=limit)  # before gigabytes are loaded
     note(f"building {model} for {chosen.name} into {folder}")
     with progress_bar(len(steps)) as progress:
         progress("load")
-        loaded = load(model, checkpoint, seed=seed, upsample=upsample, gelu=gelu, config=config)
+        loaded = load(model, checkpoint, seed=seed, upsample=upsample, gelu=gelu, config=changes)
         bundle = build_bundle(
             loaded, chosen, folder, proof=proof.value, dump_after=dump_after, strict=strict, overwrite=overwrite,
-            progress=progress,
+            max_memory=limit, progress=progress,
         )  # fmt: skip
     if json:
         print_json({
@@ -105,6 +120,20 @@ def build(
         })  # fmt: skip
     else:
         print_build(stdout(), bundle)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    from json import JSONDecodeError, loads
+
+    try:
+        content = loads(path.read_text("utf-8"))
+    except OSError as e:
+        raise UsageError(f"--config {path}: {e.strerror}") from e
+    except (JSONDecodeError, UnicodeDecodeError) as e:
+        raise UsageError(f"--config {path}: not a JSON file ({e})") from e
+    if not isinstance(content, dict):
+        raise UsageError(f"--config {path}: expected an object of fields, got {type(content).__name__}")
+    return content
 
 
 def check(

@@ -40,20 +40,43 @@ def run(
     ] = None,
     box: Annotated[str | None, typer.Option(help="x0,y0,x1,y1 in pixels.")] = None,
     masks: Annotated[int | None, typer.Option(help="3 alternatives (default), 1, or all 4.")] = None,
+    tiles: Annotated[
+        bool | None,
+        typer.Option("--tiles/--no-tiles", help="Semantic models: in tiles. Default: if larger than the model's side."),
+    ] = None,
+    overlap: Annotated[
+        int | None, typer.Option(help="Semantic models: pixels that tiles share. Default: a quarter of the side.")
+    ] = None,
     provider: Provider = "cpu",
     threads: Threads = 0,
     json: Json = False,
 ) -> None:
-    """Segment what the prompts mean: mask PNGs, an overlay picture and result.json into OUT."""
+    """Segment what the prompts mean: mask PNGs, an overlay picture and result.json into OUT.
+
+    A semantic model (cwsam*) takes no prompts and gives every pixel a class: classes.png, confidence.png, overlay.
+    """
     from edgesam_deploy.bundle import dump_json
     from edgesam_deploy.cli.results import OVERLAY, RESULT, check_results, mask_file, results
+    from edgesam_deploy.cli.segment import run_segmenter
     from edgesam_deploy.model.prompts import check_inside
     from edgesam_deploy.model.transforms import read_image
     from edgesam_deploy.overlay import overlay_masks, png
-    from edgesam_deploy.runtime import open_predictor
+    from edgesam_deploy.runtime import BundleSegmenter, is_semantic, open_artifact, open_predictor
 
     points = [_numbers("--point", text, "x,y[,label]", (2, 3)) for text in point or []]
     corners = None if box is None else _numbers("--box", box, "x0,y0,x1,y1", (4,))
+    if is_semantic(bundle):
+        if points or corners or masks:
+            raise PromptError(
+                f"{bundle} holds a semantic model, which takes no prompts: leave --point, --box, --masks out"
+            )
+        check_results(out, image)
+        segmenter = open_artifact(bundle, provider, threads)
+        assert isinstance(segmenter, BundleSegmenter)
+        run_segmenter(segmenter, segmenter.bundle, image, out, overlap=overlap, tiles=tiles, json=json)
+        return
+    if tiles is not None or overlap is not None:
+        raise UsageError(f"--tiles and --overlap belong to semantic models; {bundle} holds a promptable one")
     if not points and corners is None:
         raise PromptError("nothing to segment: give --point x,y or --box x0,y0,x1,y1")
     if masks not in (None, 1, 3, 4):
@@ -108,9 +131,9 @@ def _described(masks: NDArray[np.bool_], scores: NDArray[np.float32]) -> dict[st
 
 def _mask_count(predictor: BundlePredictor, asked: int | None) -> int:
     """1 for an artifact that answers with one mask, else 3 unless asked otherwise."""
-    single = predictor.interface.return_single_mask
+    single = predictor.interface.mask_count == 1
     if single and asked not in (None, 1):
-        raise UsageError(f"--masks {asked}: this bundle gives one mask per prompt (--return-single-mask); leave it out")
+        raise UsageError(f"--masks {asked}: this bundle gives one mask per prompt; leave it out")
     return asked or (1 if single else 3)
 
 

@@ -15,6 +15,7 @@ from edgesam_deploy.bundle import MANIFEST
 from edgesam_deploy.errors import OutputError
 
 RESULT, MASKS, OVERLAY = "result.json", "masks.json", "overlay.png"
+CLASSES, CONFIDENCE = "classes.png", "confidence.png"
 _MASK_FILE = re.compile(r"mask_\d+\.png")
 
 
@@ -30,7 +31,7 @@ def check_results(out: Path, image: Path) -> None:
             raise OutputError(f"--out {out}: is a file; name a folder")
         if (out / MANIFEST).exists():
             raise OutputError(f"--out {out}: is a bundle, which would no longer verify; choose another folder")
-        ours = image.name in (RESULT, MASKS, OVERLAY) or _MASK_FILE.fullmatch(image.name)
+        ours = image.name in (RESULT, MASKS, OVERLAY, CLASSES, CONFIDENCE) or _MASK_FILE.fullmatch(image.name)
         if ours and out.is_dir() and image.resolve().parent == out.resolve():
             raise OutputError(f"--out {out}: {image.name} would be overwritten; choose another folder")
         place = _nearest(out)
@@ -44,7 +45,7 @@ def check_results(out: Path, image: Path) -> None:
 def results(out: Path) -> Iterator[Path]:
     """A hidden folder to write into; its files move to ``out`` when the block ends well, and none does when not.
 
-    What an earlier run left in ``out`` is replaced, and its further masks are removed; other files stay.
+    What an earlier run left in ``out`` is replaced, and its further pictures are removed; other files stay.
     Raises OutputError where the disk refuses.
     """
     draft = None
@@ -71,7 +72,7 @@ def _publish(draft: Path, out: Path) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         draft.rename(out)
         return
-    stale = _masks_of(out)
+    stale = _pictures_of(out)
     for file in draft.iterdir():
         os.replace(file, out / file.name)
         stale.discard(file.name)
@@ -79,9 +80,10 @@ def _publish(draft: Path, out: Path) -> None:
         (out / name).unlink(missing_ok=True)
 
 
-def _masks_of(out: Path) -> set[str]:
-    """The mask pictures that an earlier run wrote there, by its own account."""
+def _pictures_of(out: Path) -> set[str]:
+    """The pictures of masks and classes that an earlier run wrote there, by its own account."""
     with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
-        files = {entry["file"] for entry in json.loads((out / RESULT).read_text())["masks"]}
-        return {name for name in files if _MASK_FILE.fullmatch(name)}
+        told = json.loads((out / RESULT).read_text())
+        files = {entry["file"] for entry in told.get("masks", [])} | {told.get("class_map"), told.get("confidence")}
+        return {name for name in files if name in (CLASSES, CONFIDENCE) or _MASK_FILE.fullmatch(name or "")}
     return set()

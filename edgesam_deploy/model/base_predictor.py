@@ -6,7 +6,7 @@ A subclass gives ``encode`` and ``decode``; pictures, coordinates, slots, mask c
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,6 +16,16 @@ from edgesam_deploy.model.prompts import FloatArray, Slots, slots
 from edgesam_deploy.model.transforms import check_image, preprocess, resize_masks, resized_size, stability_score
 
 MASK_CHOICES = {1: slice(0, 1), 3: slice(1, None), 4: slice(None)}
+
+
+class Answers(NamedTuple):
+    """What a decoder says of B prompts: logits (B, M, h, w) and scores (B, M) of M masks, 4 or one; in HQ models the
+    plain SAM mask (B, 1, h, w) beside them.
+    """
+
+    logits: FloatArray
+    scores: FloatArray
+    sam: FloatArray | None = None
 
 
 class PromptPredictor(ABC):
@@ -33,8 +43,8 @@ class PromptPredictor(ABC):
         """Features of a picture (H, W, 3) uint8 RGB."""
 
     @abstractmethod
-    def decode(self, prompts: Slots, mask_input: FloatArray | None) -> tuple[FloatArray, FloatArray]:
-        """Logits (B, 4, h, w) and scores (B, 4) of B prompts on the current features; mask_input (B, 1, h, w)."""
+    def decode(self, prompts: Slots, mask_input: FloatArray | None) -> Answers:
+        """Logits and scores of all masks of B prompts on the current features; mask_input (B, 1, h, w)."""
 
     @property
     def original_size(self) -> tuple[int, int]:
@@ -75,9 +85,9 @@ class PromptPredictor(ABC):
         return resize_masks(low_res, self.input_size, self.original_size, self.image_size)
 
     def predict_slots(self, point_coords: FloatArray, point_labels: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Logits (B, 4, h, w) and scores (B, 4) for slots (B, N, 2), (B, N) that are in the model frame already."""
+        """Logits (B, M, h, w) and scores (B, M) for slots (B, N, 2), (B, N) that are in the model frame already."""
         self.original_size  # noqa: B018 - raises without a picture
-        return self.decode(Slots(point_coords.astype(np.float32), point_labels.astype(np.float32)), None)
+        return self.decode(Slots(point_coords.astype(np.float32), point_labels.astype(np.float32)), None)[:2]
 
     def predict(
         self,
@@ -122,7 +132,7 @@ class PromptPredictor(ABC):
         """As ``predict`` for B prompts on the one picture: every argument and result has a leading B."""
         if num_multimask_outputs not in MASK_CHOICES:
             raise PromptError(f"num_multimask_outputs={num_multimask_outputs}: must be 1, 3 or 4")
-        low_res, scores = self.decode(*self.prepared(point_coords, point_labels, boxes, mask_input))
+        low_res, scores, _ = self.decode(*self.prepared(point_coords, point_labels, boxes, mask_input))
         # a model or a layout that gives one mask has nothing to choose from
         chosen = MASK_CHOICES[num_multimask_outputs] if low_res.shape[1] > 1 else slice(None)
         low_res, scores = low_res[:, chosen], scores[:, chosen]

@@ -5,7 +5,7 @@ A new variant is one entry of ``MODELS``. Sizes that have no name are reached by
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal
 
@@ -182,7 +182,20 @@ ALIASES: dict[str, str] = {
 }
 
 
-def model_config(name: str) -> SamConfig:
+def intermediate_channels(encoder: EncoderConfig) -> tuple[int, ...]:
+    """Channels of the features that an HQ decoder on this encoder reads."""
+    return encoder.early_channels if isinstance(encoder, RepVitConfig) else (encoder.late_channels,)
+
+
+def intermediate_shapes(config: SamConfig) -> tuple[tuple[int, int, int], ...]:
+    """(channels, height, width) of the same."""
+    size = config.image_size
+    strides = (4, 4, 8) if isinstance(config.image_encoder, RepVitConfig) else (16,)
+    channels = intermediate_channels(config.image_encoder)
+    return tuple((c, size // stride, size // stride) for c, stride in zip(channels, strides, strict=True))
+
+
+def model_config(name: str) -> SamConfig | CwsamConfig:
     """The configuration of a model name or alias. Raises UnknownName, which lists the closest names."""
     config = MODELS.get(ALIASES.get(name, name))
     if config is None:
@@ -218,17 +231,54 @@ def check(config: SamConfig) -> None:
     encoder, size = config.image_encoder, config.image_size
     if size % 64 or not 64 <= size <= 4096:
         raise UsageError(f"image_size {size}: must be a multiple of 64 between 64 and 4096")
+    _CHECKS[type(encoder)](encoder)
+    if encoder.out_channels != config.embed_dim:
+        raise UsageError(f"image_encoder.out_channels {encoder.out_channels} is not embed_dim {config.embed_dim}")
+    decoder = config.mask_decoder
+    if decoder is None:
+        return
+    if config.embed_dim % 8 or config.embed_dim // decoder.downsample % decoder.heads:
+        raise UsageError(
+            f"embed_dim {config.embed_dim} with downsample {decoder.downsample} "
+            f"does not divide into {decoder.heads} heads"
+        )
+    fitting = "early" if isinstance(encoder, RepVitConfig) else "late"
+    if decoder.hq not in ("none", fitting):
+        raise UsageError(f"mask_decoder.hq {decoder.hq}: this encoder has features for {fitting} only")
+
+
+def _check_repvit(encoder: RepVitConfig) -> None:
     if len(encoder.channels) != 4 or len(encoder.depths) != 4 or min(encoder.depths) < 1:
         raise UsageError("image_encoder: channels and depths need four entries of at least 1, one per stage")
     if any(c % 8 for c in encoder.channels):
         raise UsageError(f"image_encoder.channels {encoder.channels}: each must be a multiple of 8")
     if any(not 0 <= i < sum(encoder.depths) for i in encoder.squeeze):
         raise UsageError(f"image_encoder.squeeze {encoder.squeeze}: indices run from 0 to {sum(encoder.depths) - 1}")
-    if encoder.out_channels != config.embed_dim:
-        raise UsageError(f"image_encoder.out_channels {encoder.out_channels} is not embed_dim {config.embed_dim}")
-    decoder = config.mask_decoder
-    if decoder is not None and (config.embed_dim % 8 or config.embed_dim // decoder.downsample % decoder.heads):
-        raise UsageError(
-            f"embed_dim {config.embed_dim} with downsample {decoder.downsample} "
-            f"does not divide into {decoder.heads} heads"
-        )
+
+
+def _check_vit(encoder: VitConfig) -> None:
+    if min(encoder.width, encoder.depth, encoder.heads, encoder.window, encoder.mlp_ratio) < 1:
+        raise UsageError("image_encoder: width, depth, heads, window and mlp_ratio must be at least 1")
+    if encoder.width % encoder.heads:
+        raise UsageError(f"image_encoder.width {encoder.width} does not divide into {encoder.heads} heads")
+    if encoder.patch != 16:
+        raise UsageError(f"image_encoder.patch {encoder.patch}: the mask decoder is made for patches of 16 pixels")
+    blocks = encoder.global_blocks
+    if not blocks or any(not 0 <= i < encoder.depth for i in blocks):
+        raise UsageError(f"image_encoder.global_blocks {blocks}: at least one, from 0 to {encoder.depth - 1}")
+
+
+def _check_tiny_vit(encoder: TinyVitConfig) -> None:
+    lists = (encoder.widths, encoder.depths, encoder.heads, encoder.windows)
+    if any(len(entries) != 4 or min(entries) < 1 for entries in lists):
+        raise UsageError("image_encoder: widths, depths, heads and windows need four entries of at least 1")
+    for width, heads in zip(encoder.widths[1:], encoder.heads[1:], strict=True):
+        if width % heads:
+            raise UsageError(f"image_encoder.widths {encoder.widths}: {width} does not divide into {heads} heads")
+
+
+_CHECKS: dict[type, Callable[[Any], None]] = {
+    RepVitConfig: _check_repvit,
+    VitConfig: _check_vit,
+    TinyVitConfig: _check_tiny_vit,
+}

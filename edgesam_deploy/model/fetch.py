@@ -130,9 +130,9 @@ _TABLE = (
     _meta("vit_b", "sam_vit_b_01ec64.pth", "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912"),
     _meta("vit_l", "sam_vit_l_0b3195.pth", "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622"),
     _meta("vit_h", "sam_vit_h_4b8939.pth", "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e"),
-    _cwsam("cwsam_vitb"),
-    _cwsam("cwsam_moe3b"),
-    _cwsam("cwsam_h10b"),
+    _cwsam("cwsam"),
+    _cwsam("cwsam_moe_3b"),
+    _cwsam("cwsam_hierarchical_moe_10b"),
 )
 SOURCES: dict[str, Source] = {source.name: source for source in _TABLE}
 

@@ -50,10 +50,9 @@ class DynamicTanh(nn.Module):
         self.channels_last = channels_last
 
     def forward(self, x: Tensor) -> Tensor:
-        weight, bias = self.weight, self.bias
-        if not self.channels_last:
-            weight, bias = weight[:, None, None], bias[:, None, None]
-        return torch.tanh(self.alpha * x) * weight + bias
+        if self.channels_last:
+            return torch.tanh(self.alpha * x) * self.weight + self.bias
+        return torch.tanh(self.alpha * x) * self.weight[:, None, None] + self.bias[:, None, None]
 
 
 def norm2d(kind: Norm, channels: int) -> nn.Module:

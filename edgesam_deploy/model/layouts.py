@@ -112,11 +112,11 @@ def _recognise_cwsam(shapes: Shapes) -> Recognised:
     encoder, decoder = _room(shapes, "image_encoder."), _room(shapes, "mask_decoder.")
     gate = next((name for name in encoder if name.endswith(".mlp.gate.weight")), None)
     if any(".mlp.group_router." in name for name in encoder):
-        name, mlp = "cwsam_h10b", "hierarchical experts"
+        name, mlp = "cwsam_hierarchical_moe_10b", "hierarchical experts"
     elif gate is not None:
-        name, mlp = "cwsam_moe3b", f"{_dim(encoder, gate)} experts"
+        name, mlp = "cwsam_moe_3b", f"{_dim(encoder, gate)} experts"
     else:
-        name, mlp = "cwsam_vitb", "dense MLPs"
+        name, mlp = "cwsam", "dense MLPs"
     width, blocks = _dim(encoder, "patch_embed.proj.weight"), _blocks(encoder, "blocks")
     # the class head's channels are (class, channel of the upscaled features)
     classes = _dim(decoder, "cls_upscaling.3.bias") // max(1, _dim(decoder, "output_upscaling.3.bias"))

@@ -7,8 +7,15 @@ from torch import Tensor, nn
 
 from edgesam_deploy.errors import PromptError
 from edgesam_deploy.model.configs import MaskDecoderConfig
-from edgesam_deploy.model.layers import LayerNorm2d, Mlp, gelu
+from edgesam_deploy.model.layers import Mlp, gelu, norm2d
 from edgesam_deploy.model.transformer import TwoWayTransformer
+
+
+def multimask_slice(count: int) -> slice:
+    """Which of the four masks ``num_multimask_outputs`` means. Raises PromptError for other than 1, 3, 4."""
+    if count not in (1, 3, 4):
+        raise PromptError(f"num_multimask_outputs={count}: must be 1, 3 or 4")
+    return {4: slice(None), 3: slice(1, None), 1: slice(0, 1)}[count]
 
 
 class MaskDecoder(nn.Module):
@@ -21,7 +28,7 @@ class MaskDecoder(nn.Module):
         self.iou_token = nn.Embedding(1, dim)
         self.mask_tokens = nn.Embedding(cfg.mask_tokens, dim)
         self.output_upscaling = nn.Sequential(
-            nn.ConvTranspose2d(dim, dim // 4, 2, 2), LayerNorm2d(dim // 4), gelu(cfg.gelu),
+            nn.ConvTranspose2d(dim, dim // 4, 2, 2), norm2d(cfg.norm, dim // 4), gelu(cfg.gelu),
             nn.ConvTranspose2d(dim // 4, dim // 8, 2, 2), gelu(cfg.gelu),
         )  # fmt: skip
         self.output_hypernetworks_mlps = nn.ModuleList(Mlp(dim, dim, dim // 8, 3) for _ in range(cfg.mask_tokens))
@@ -38,10 +45,8 @@ class MaskDecoder(nn.Module):
         """Masks (B, M, S/4, S/4) and predicted IoU (B, M), M = ``num_multimask_outputs``: 4 all, 3 the multi-mask
         tokens, 1 the single-mask token. Raises PromptError for another M. Arguments as ``predict_masks``.
         """
-        if num_multimask_outputs not in (1, 3, 4):
-            raise PromptError(f"num_multimask_outputs={num_multimask_outputs}: must be 1, 3 or 4")
+        chosen = multimask_slice(num_multimask_outputs)
         masks, iou = self.predict_masks(image_embeddings, image_pe, sparse_prompt_embeddings, dense_prompt_embeddings)
-        chosen = {4: slice(None), 3: slice(1, None), 1: slice(0, 1)}[num_multimask_outputs]
         return masks[:, chosen], iou[:, chosen]
 
     def predict_masks(
@@ -58,20 +63,36 @@ class MaskDecoder(nn.Module):
         anything that broadcasts to it; slot_bias (B, N) is added to the attention scores where the N prompt tokens are
         keys (``empty_slot_bias``).
         """
-        batch = sparse_prompt_embeddings.shape[0]
-        own = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
-        tokens = torch.cat([own.expand(batch, -1, -1), sparse_prompt_embeddings], dim=1)
+        tokens, upscaled = self.attended(
+            image_embeddings, image_pe, sparse_prompt_embeddings, dense_prompt_embeddings, slot_bias
+        )
+        return self.masks_of(tokens, upscaled), self.iou_prediction_head(tokens[:, 0])
+
+    def own_tokens(self) -> Tensor:
+        """The decoder's learned tokens (T, C), which stand before the prompt's: IoU, then one per mask."""
+        return torch.cat([self.iou_token.weight, self.mask_tokens.weight])
+
+    def attended(
+        self, image_embeddings: Tensor, image_pe: Tensor, sparse: Tensor, dense: Tensor, slot_bias: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """All tokens (B, T + N, C) after the transformer, and the image side upscaled (B, C/8, S/4, S/4)."""
+        batch = sparse.shape[0]
+        own = self.own_tokens()
+        tokens = torch.cat([own.expand(batch, -1, -1), sparse], dim=1)
         key_bias = None
         if slot_bias is not None:
             always = slot_bias.new_zeros(batch, own.shape[0])
             key_bias = torch.cat([always, slot_bias], dim=1)[:, None, None, :]
-        source = image_embeddings + dense_prompt_embeddings
+        source = image_embeddings + dense
         height, width = source.shape[-2:]
         tokens, image = self.transformer(
             tokens, source.flatten(2).transpose(1, 2), image_pe.flatten(2).transpose(1, 2), key_bias
         )
-        upscaled = self.output_upscaling(image.transpose(1, 2).unflatten(2, (height, width)))
-        iou_token, mask_tokens = tokens[:, 0], tokens[:, 1 : 1 + self.num_mask_tokens]
+        return tokens, self.output_upscaling(image.transpose(1, 2).unflatten(2, (height, width)))
+
+    def masks_of(self, tokens: Tensor, upscaled: Tensor) -> Tensor:
+        """Logits (B, M, h, w): each mask token's hypernetwork makes a filter over the channels of ``upscaled``."""
+        mask_tokens = tokens[:, 1 : 1 + self.num_mask_tokens]
         hyper = torch.stack([mlp(mask_tokens[:, i]) for i, mlp in enumerate(self.output_hypernetworks_mlps)], dim=1)
-        masks = (hyper @ upscaled.flatten(2)).unflatten(2, upscaled.shape[-2:])
-        return masks, self.iou_prediction_head(iou_token)
+        masks: Tensor = (hyper @ upscaled.flatten(2)).unflatten(2, upscaled.shape[-2:])  # type: ignore[no-untyped-call]
+        return masks

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from edgesam_deploy.errors import CheckpointError, UsageError
 from edgesam_deploy.model.checkpoint import Checkpoint, read_checkpoint
-from edgesam_deploy.model.configs import ALIASES, MODELS, SamConfig, check, model_config, override
+from edgesam_deploy.model.configs import ALIASES, MODELS, RepVitConfig, SamConfig, check, model_config, override
+from edgesam_deploy.model.cwsam.configs import CwsamConfig, check_cwsam, fitted, from_model_args
+from edgesam_deploy.model.cwsam.model import Cwsam
 from edgesam_deploy.model.fetch import resolve
 from edgesam_deploy.model.layouts import recognise, wrong_model_message
 from edgesam_deploy.model.sam import Sam, Weights
@@ -22,13 +24,18 @@ from edgesam_deploy.model.strict import load_strict
 
 def configured(
     name: str, *, upsample: str | None = None, gelu: str | None = None, config: Mapping[str, Any] | None = None
-) -> SamConfig:
+) -> SamConfig | CwsamConfig:
     """The configuration of ``name`` with the caller's changes. Raises UnknownName or UsageError."""
-    cfg: SamConfig = override(model_config(name), config or {})
+    cfg = model_config(name)
+    if isinstance(cfg, CwsamConfig):
+        return _configured_cwsam(cfg, upsample, gelu, config or {})
+    cfg = cast("SamConfig", override(cfg, config or {}))
     for option, value, allowed in (("upsample", upsample, ("bicubic", "bilinear")), ("gelu", gelu, ("erf", "tanh"))):
         if value is not None and value not in allowed:
             raise UsageError(f"{option}={value!r}: must be {' or '.join(allowed)}")
     if upsample:
+        if not isinstance(cfg.image_encoder, RepVitConfig):
+            raise UsageError(f"upsample={upsample!r}: {name} has no coarse features to enlarge; leave it out")
         cfg = override(cfg, {"image_encoder": {"upsample": upsample}})
     if gelu:
         cfg = override(cfg, {"image_encoder": {"gelu": gelu}})
@@ -38,20 +45,32 @@ def configured(
     return cfg
 
 
+def _configured_cwsam(
+    cfg: CwsamConfig, upsample: str | None, gelu: str | None, config: Mapping[str, Any]
+) -> CwsamConfig:
+    """``config`` holds either our fields or what its authors' files hold (``model_args``)."""
+    if upsample or gelu:
+        raise UsageError(f"{'upsample' if upsample else 'gelu'} belongs to promptable models; leave it out")
+    cfg = from_model_args(cfg, config) if "model_args" in config else override(cfg, config)
+    check_cwsam(cfg)
+    return cfg
+
+
 def load(
     name: str,
     checkpoint: str | Path | None = None,
     seed: int | None = None,
-    upsample: str = "bicubic",
+    upsample: str | None = None,
     gelu: str | None = None,
     config: Mapping[str, Any] | None = None,
-) -> Sam:
+) -> Sam | Cwsam:
     """A model of the family in ``eval`` mode, on the CPU, in float32.
 
     checkpoint: a path, or a name of ``edgesam-deploy fetch --list``; without one the weights are drawn from ``seed``
-    (default 0) and everything built from the model says so. upsample: how the neck enlarges its coarse features;
-    bicubic is what EdgeSAM was trained with. gelu: ``erf`` or ``tanh`` instead of the model's own. config: field
-    values for sizes that have no name, e.g. ``{"image_size": 512}``.
+    (default 0) and everything built from the model says so. upsample: how the neck of an EdgeSAM enlarges its coarse
+    features; bicubic, the default, is what it was trained with. gelu: ``erf`` or ``tanh`` instead of the model's own.
+    config: field values for sizes that have no name, e.g. ``{"image_size": 512}``; for CWSAM also what its authors'
+    files hold, ``{"model_args": ...}``.
 
     Raises UnknownName, UsageError, CheckpointError (not loadable, or of another model), MissingToolkit (a name that
     cannot be downloaded here).
@@ -76,28 +95,45 @@ def load(
     return model
 
 
-def _empty(cfg: SamConfig, name: str) -> Sam:
+def network(cfg: SamConfig | CwsamConfig, name: str) -> Sam | Cwsam:
+    """The network of a configuration, freshly initialised."""
+    return Sam(cfg, name) if isinstance(cfg, SamConfig) else Cwsam(cfg, name)
+
+
+def _empty(cfg: SamConfig | CwsamConfig, name: str) -> Sam | Cwsam:
     with torch.device("meta"):  # nothing is initialised only to be overwritten
-        model = Sam(cfg, name)
+        model = network(cfg, name)
     model = model.to_empty(device="cpu").eval()
-    model.set_pixel_statistics()
+    make_constants(model)
     return model
 
 
-def _fitted(file: Checkpoint, name: str, cfg: SamConfig) -> tuple[dict[str, Tensor], SamConfig]:
+def make_constants(model: Sam | Cwsam) -> None:
+    """Compute anew what no checkpoint holds; building on the meta device, or emptying, leaves it undefined."""
+    for module in model.modules():
+        make = getattr(module, "make_constants", None)
+        if callable(make):
+            make()
+
+
+def _fitted(
+    file: Checkpoint, name: str, cfg: SamConfig | CwsamConfig
+) -> tuple[dict[str, Tensor], SamConfig | CwsamConfig]:
     """The checkpoint's tensors under this model's names, and the configuration in the checkpoint's own layout.
 
     Raises CheckpointError naming the model that would fit when it is another one's.
     """
     found = recognise(file.tensors)
     tensors = dict(file.tensors)
-    if found.model is not None and found.encoder_only != (cfg.mask_decoder is None):
+    alone = isinstance(cfg, SamConfig) and cfg.mask_decoder is None
+    other = not found.encoder_only and _family(found.model or name) != _family(name)
+    if found.model is not None and (found.encoder_only != alone or other):
         raise CheckpointError(f"{file.source}: {wrong_model_message(found, name, source=file.source)}")
-    if found.model is not None and not found.encoder_only and _family(found.model) != _family(name):
-        raise CheckpointError(f"{file.source}: {wrong_model_message(found, name, source=file.source)}")
+    if isinstance(cfg, CwsamConfig):
+        return tensors, fitted(cfg, tensors)
     if found.encoder_only and not found.prefixed:
         tensors = {f"image_encoder.{key}": value for key, value in tensors.items()}
-    if found.rep_layout is not None:
+    if found.rep_layout is not None and isinstance(cfg.image_encoder, RepVitConfig):
         cfg = replace(cfg, image_encoder=replace(cfg.image_encoder, rep_layout=found.rep_layout))
     return tensors, cfg
 
@@ -106,13 +142,13 @@ def _family(name: str) -> str:
     return "edge_sam" if name in ("edge_sam", "edge_sam_m2", "edge_sam_m3") else name
 
 
-class _ModelRegistry(Mapping[str, Callable[..., Sam]]):
+class _ModelRegistry(Mapping[str, Callable[..., Sam | Cwsam]]):
     """``sam_model_registry[name](checkpoint=...)``, the call that people's code has."""
 
-    def __getitem__(self, name: str) -> Callable[..., Sam]:
+    def __getitem__(self, name: str) -> Callable[..., Sam | Cwsam]:
         model_config(name)
 
-        def build(checkpoint: str | Path | None = None, **options: Any) -> Sam:
+        def build(checkpoint: str | Path | None = None, **options: Any) -> Sam | Cwsam:
             return load(name, checkpoint, **options)
 
         return build

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgesam_deploy.model.configs import RepVitConfig, Upsample
-from edgesam_deploy.model.layers import ConvNorm, Gelu, LayerNorm2d, SqueezeExcite, gelu
+from edgesam_deploy.model.layers import ConvNorm, Gelu, SqueezeExcite, gelu, norm2d
 
 
 class RepVggDw(nn.Module):
@@ -109,9 +109,9 @@ class RepVit(nn.Module):
             self.fuse_stage3 = UpsampleFuse(cfg.channels[3], out, cfg.upsample)
         self.neck = nn.Sequential(
             nn.Conv2d(out if cfg.fuse else cfg.channels[3], out, 1, bias=False),
-            LayerNorm2d(out),
+            norm2d(cfg.norm, out),
             nn.Conv2d(out, out, 3, padding=1, bias=False),
-            LayerNorm2d(out),
+            norm2d(cfg.norm, out),
         )
 
     def stages(self, x: Tensor) -> list[Tensor]:
@@ -123,7 +123,11 @@ class RepVit(nn.Module):
                 outputs.append(x)
         return outputs
 
-    def forward(self, x: Tensor) -> Tensor:
-        *_, stage2, stage3 = self.stages(x)
+    def with_intermediate(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The embeddings, and what an HQ decoder reads: stem, stage0, stage1 at strides 4, 4, 8."""
+        *early, stage2, stage3 = self.stages(x)
         x = self.fuse_stage2(stage2) + self.fuse_stage3(stage3) if self.fuse else stage3
-        return self.neck(x)  # type: ignore[no-any-return]
+        return self.neck(x), tuple(early)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.with_intermediate(x)[0]

@@ -2,22 +2,44 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgesam_deploy.model.configs import MaskDecoderConfig
+from edgesam_deploy.model.layers import norm1d
+
+
+class LoraLinear(nn.Linear):
+    """A linear layer with a low-rank pair beside its weight (arXiv 2106.09685): W + B A / rank."""
+
+    def __init__(self, inputs: int, outputs: int, rank: int) -> None:
+        super().__init__(inputs, outputs)
+        self.lora_A = nn.Parameter(torch.zeros(rank, inputs))
+        self.lora_B = nn.Parameter(torch.zeros(outputs, rank))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight + self.lora_B @ self.lora_A / self.lora_A.shape[0]
+        return F.linear(x, weight, self.bias)
 
 
 class Attention(nn.Module):
-    """Multi-head attention whose inner width is the embedding's divided by ``downsample``."""
+    """Multi-head attention whose inner width is the embedding's divided by ``downsample``.
 
-    def __init__(self, dim: int, heads: int, downsample: int = 1) -> None:
+    ``projections`` is the order in which q, k and v are registered; ``lora`` the rank of the pairs beside q and v.
+    """
+
+    q_proj: nn.Linear
+    k_proj: nn.Linear
+    v_proj: nn.Linear
+
+    def __init__(self, dim: int, heads: int, downsample: int = 1, *, projections: str = "qvk", lora: int = 0) -> None:
         super().__init__()
         inner = dim // downsample
         self.heads = heads
-        self.q_proj = nn.Linear(dim, inner)  # registered q, v, k: the order of the published optimiser states
-        self.v_proj = nn.Linear(dim, inner)
-        self.k_proj = nn.Linear(dim, inner)
+        for which in projections:
+            layer = LoraLinear(dim, inner, lora) if lora and which != "k" else nn.Linear(dim, inner)
+            self.add_module(f"{which}_proj", layer)
         self.out_proj = nn.Linear(inner, dim)
         self.scale = (inner // heads) ** -0.5
 
@@ -35,6 +57,10 @@ class Attention(nn.Module):
             scores = scores + key_bias
         mixed = scores.softmax(-1) @ values
         return self.out_proj(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+def _attention(dim: int, cfg: MaskDecoderConfig, downsample: int) -> Attention:
+    return Attention(dim, cfg.heads, downsample, projections=cfg.projections, lora=cfg.lora)
 
 
 class TransformerMlp(nn.Module):
@@ -55,14 +81,14 @@ class TwoWayBlock(nn.Module):
     def __init__(self, dim: int, cfg: MaskDecoderConfig, *, first: bool) -> None:
         super().__init__()
         self.first = first
-        self.self_attn = Attention(dim, cfg.heads)
-        self.norm1 = nn.LayerNorm(dim)
-        self.cross_attn_token_to_image = Attention(dim, cfg.heads, cfg.downsample)
-        self.norm2 = nn.LayerNorm(dim)
+        self.self_attn = _attention(dim, cfg, 1)
+        self.norm1 = norm1d(cfg.norm, dim)
+        self.cross_attn_token_to_image = _attention(dim, cfg, cfg.downsample)
+        self.norm2 = norm1d(cfg.norm, dim)
         self.mlp = TransformerMlp(dim, cfg.mlp_dim)
-        self.norm3 = nn.LayerNorm(dim)
-        self.norm4 = nn.LayerNorm(dim)
-        self.cross_attn_image_to_token = Attention(dim, cfg.heads, cfg.downsample)
+        self.norm3 = norm1d(cfg.norm, dim)
+        self.norm4 = norm1d(cfg.norm, dim)
+        self.cross_attn_image_to_token = _attention(dim, cfg, cfg.downsample)
 
     def forward(
         self, tokens: Tensor, image: Tensor, token_pe: Tensor, image_pe: Tensor, key_bias: Tensor | None
@@ -90,8 +116,8 @@ class TwoWayTransformer(nn.Module):
     def __init__(self, dim: int, cfg: MaskDecoderConfig) -> None:
         super().__init__()
         self.layers = nn.ModuleList(TwoWayBlock(dim, cfg, first=i == 0) for i in range(cfg.depth))
-        self.final_attn_token_to_image = Attention(dim, cfg.heads, cfg.downsample)
-        self.norm_final_attn = nn.LayerNorm(dim)
+        self.final_attn_token_to_image = _attention(dim, cfg, cfg.downsample)
+        self.norm_final_attn = norm1d(cfg.norm, dim)
 
     def forward(
         self, tokens: Tensor, image: Tensor, image_pe: Tensor, key_bias: Tensor | None = None

@@ -316,22 +316,22 @@ def _axes(
             f"input size {input_size} must be in 1..{image_size}, original size {original_size} at least 1"
         )
     return (
-        _strips(shape[-2], image_size, input_size[0], original_size[0]),
-        _strips(shape[-1], image_size, input_size[1], original_size[1]),
+        strips(shape[-2], image_size, input_size[0], original_size[0]),
+        strips(shape[-1], image_size, input_size[1], original_size[1]),
     )
 
 
 @lru_cache(maxsize=32)
-def _strips(low: int, image_size: int, input_side: int, original_side: int) -> tuple[_Strip, ...]:
+def strips(low: int, image_size: int, input_side: int, original_side: int) -> tuple[_Strip, ...]:
     """One axis of the two steps: ``low`` -> ``image_size``, cropped to ``input_side``, -> ``original_side``."""
     composed = _interpolate_rows(_interpolate_rows(np.eye(low), image_size)[:input_side], original_side)
-    strips = []
+    found = []
     for start in range(0, original_side, _STRIP):
         weights = composed[start : start + _STRIP]
         used = np.flatnonzero(weights.any(axis=0))
         lo, hi = int(used[0]), int(used[-1]) + 1
-        strips.append(_Strip(start, start + len(weights), lo, hi, weights[:, lo:hi].astype(np.float32)))
-    return tuple(strips)
+        found.append(_Strip(start, start + len(weights), lo, hi, weights[:, lo:hi].astype(np.float32)))
+    return tuple(found)
 
 
 def _interpolate_rows(matrix: NDArray[np.float64], target: int) -> NDArray[np.float64]:

@@ -46,12 +46,17 @@ def _run_onnx(program: Program, inputs: Arrays) -> list[NDArray[Any]]:
     return list(session.run([spec.name for spec in program.outputs], inputs))
 
 
-def relative_l2(reference: NDArray[Any], other: NDArray[Any]) -> float:
-    """|other - reference| / |reference| in L2; infinite for another shape, 0 where both are all zero."""
+def relative_l2(reference: NDArray[Any], other: NDArray[Any], floor: float = 0.0) -> float:
+    """|other - reference| / |reference| in L2; infinite for another shape, 0 where both are all zero.
+
+    ``floor``: the least root mean square that the reference counts as having. A score that happens to be 0.01 has lost
+    digits to cancellation that no rewrite is to blame for.
+    """
     if reference.shape != other.shape:
         return float("inf")
     a, b = reference.astype(np.float64), other.astype(np.float64)
     error, size = float(np.linalg.norm(b - a)), float(np.linalg.norm(a))
+    size = max(size, floor * float(np.sqrt(a.size)))
     if size == 0:
         return 0.0 if error == 0 else float("inf")
     return error / size

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from numpy.typing import NDArray
 
-from edgesam_deploy.contract import DEFAULT_POINTS, Interface
+from edgesam_deploy.contract import DEFAULT_POINTS, Hq, Interface, SegmenterInterface
+from edgesam_deploy.errors import UsageError
 
 if TYPE_CHECKING:
     from edgesam_deploy.model.configs import SamConfig
+    from edgesam_deploy.model.cwsam.configs import CwsamConfig
     from edgesam_deploy.passes.engine import Pass
     from edgesam_deploy.passes.program import Program
 
@@ -55,17 +57,44 @@ class Target(ABC):
     batch: int | Literal["dynamic"] = option(1, "Prompts per call on one image, or 'dynamic'.")
     mask_input: bool = option(False, "Take the logits of an earlier call as an extra prompt.")
     scores: Literal["iou", "stability"] = option("iou", "Predicted IoU, or the stability score computed in the graph.")
-    io: Literal["contract", "edgesam", "sam"] = option(
-        "contract", "Inputs and outputs: this project's contract, or the layout that EdgeSAM or SAM apps speak."
+    io: Literal["contract", "edgesam", "edgesam-dyt", "sam"] = option(
+        "contract",
+        "Inputs and outputs: this project's contract, or what apps for edgesam, edgesam-dyt or sam (and sam-hq) speak.",
     )
     return_single_mask: bool = option(False, "With --io sam: one mask, chosen as the official decoder does.")
+    multimask: bool = option(False, "HQ-SAM: sharpen the best of SAM's masks 1 to 3 instead of mask 0.")
+    hq_token_only: bool = option(False, "HQ-SAM: the HQ mask alone, not added to SAM's.")
+    argmax: bool = option(False, "Semantic models: give the class map instead of logits.")
     embed_preprocess: bool = option(False, "Take uint8 pixels; normalisation and padding happen inside the encoder.")
 
     def __post_init__(self) -> None:
-        self.interface(1024, 256)  # raises UsageError for options that exclude each other
+        # raises UsageError for options that exclude each other; which of them fit the model is seen with the model
+        late = self.multimask or self.hq_token_only
+        self._promptable(1024, 256, "late" if late else "none", ((1, 1, 1),))
 
-    def interface(self, image_size: int, embed_dim: int) -> Interface:
-        """The I/O contract that these options ask for. Raises UsageError."""
+    def interface(self, config: SamConfig | CwsamConfig) -> Interface | SegmenterInterface:
+        """The I/O contract that these options ask for. Raises UsageError for those that the model cannot have."""
+        from edgesam_deploy.model.configs import SamConfig, intermediate_shapes
+
+        if not isinstance(config, SamConfig):
+            return self._semantic(config)
+        if self.argmax:
+            raise UsageError("--argmax belongs to semantic models (cwsam*)")
+        hq = "none" if config.mask_decoder is None else config.mask_decoder.hq
+        shapes = () if hq == "none" else intermediate_shapes(config)
+        return self._promptable(config.image_size, config.embed_dim, hq, shapes)
+
+    def _semantic(self, config: CwsamConfig) -> SegmenterInterface:
+        shared = {"argmax", "embed_preprocess"}
+        for f in fields(Target):
+            if f.name not in shared and getattr(self, f.name) != f.default:
+                flag = "--" + f.name.replace("_", "-")
+                raise UsageError(f"{flag}: a semantic model takes no prompts; leave it out")
+        return SegmenterInterface(config.image_size, config.classes, self.argmax, self.embed_preprocess)
+
+    def _promptable(
+        self, image_size: int, embed_dim: int, hq: Hq, intermediate: tuple[tuple[int, int, int], ...]
+    ) -> Interface:
         points: int | Literal["dynamic"] = DEFAULT_POINTS if self.io == "contract" else "dynamic"
         if self.points is not None:
             points = self.points
@@ -79,6 +108,10 @@ class Target(ABC):
             embed_preprocess=self.embed_preprocess,
             embed_dim=embed_dim,
             return_single_mask=self.return_single_mask,
+            hq=hq,
+            intermediate=intermediate,
+            multimask=self.multimask,
+            hq_token_only=self.hq_token_only,
         )
 
     def options(self) -> dict[str, Any]:
@@ -91,11 +124,13 @@ class Target(ABC):
         return [f for f in fields(cls) if "help" in f.metadata and f.default is not MISSING]
 
     @abstractmethod
-    def pipeline(self, config: SamConfig) -> tuple[Pass, ...]:
+    def pipeline(self, config: SamConfig | CwsamConfig) -> tuple[Pass, ...]:
         """The passes, in order, with the reason for each position beside it."""
 
     @abstractmethod
-    def emit(self, program: Program, interface: Interface, path: Path, metadata: Mapping[str, str]) -> None:
+    def emit(
+        self, program: Program, interface: Interface | SegmenterInterface, path: Path, metadata: Mapping[str, str]
+    ) -> None:
         """Write the program's artifact to ``path``."""
 
     @abstractmethod

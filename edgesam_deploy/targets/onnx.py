@@ -9,17 +9,21 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from numpy.typing import NDArray
 
-from edgesam_deploy.contract import Interface
+from edgesam_deploy.contract import MASK_DECODER, Interface, SegmenterInterface
 from edgesam_deploy.errors import BundleError, MissingToolkit, UsageError
 from edgesam_deploy.targets.base import Arrays, Target, option
 from edgesam_deploy.toolkits import require
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from edgesam_deploy.model.configs import SamConfig
+    from edgesam_deploy.model.cwsam.configs import CwsamConfig
     from edgesam_deploy.passes.engine import Pass
     from edgesam_deploy.passes.program import Program
 
 IR_VERSIONS = {18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11}  # the oldest that each opset allows
+EXTERNAL_ABOVE = 1 << 30  # bytes of weights; protobuf ends at 2 GiB, and many readers copy what is inside the file
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
@@ -43,13 +47,16 @@ class OnnxTarget(Target):
         if self.precision != "fp32":
             raise UsageError(f"--precision {self.precision}: the onnx target has fp32")
 
-    def pipeline(self, config: SamConfig) -> tuple[Pass, ...]:
+    def pipeline(self, config: SamConfig | CwsamConfig) -> tuple[Pass, ...]:
         from edgesam_deploy.passes import aten, onnx
         from edgesam_deploy.passes.lower_to_onnx import lower_to_onnx
 
         return (
             aten.eliminate_identity,  # first: identity repeats and the tracer's assertions hide every pattern below
-            aten.fold_constants,  # the dense positional encoding, before anything could be matched around it
+            aten.fold_constants,  # dense positions, relative-position tables: before anything is matched around them
+            aten.decompose_fft,  # after folding: the filter's mask is a constant then
+            aten.legalize_moe_routing,
+            aten.limit_rank,
             aten.fold_batch_norm,  # gives the depthwise branches plain weights, which merging needs
             aten.merge_parallel_convs,
             aten.fold_batch_norm,  # again: the DyT fork keeps one more norm behind the sum that has just been merged
@@ -69,25 +76,33 @@ class OnnxTarget(Target):
             onnx.canonicalize_names,  # last: names are given to what is left
         )
 
-    def emit(self, program: Program, interface: Interface, path: Path, metadata: Mapping[str, str]) -> None:
+    def emit(
+        self, program: Program, interface: Interface | SegmenterInterface, path: Path, metadata: Mapping[str, str]
+    ) -> None:
         import onnx
         import onnx_ir as ir
 
         from edgesam_deploy.targets.onnx_sam_io import attach_sam_outputs
 
         model = program.onnx
-        if interface.io == "sam" and program.name == "mask_decoder":
+        if isinstance(interface, Interface) and interface.io == "sam" and program.name == MASK_DECODER:
             attach_sam_outputs(model, interface)
         model.metadata_props.clear()
         model.metadata_props.update(sorted(metadata.items()))
         model.producer_name, model.producer_version = "edgesam-deploy", metadata.get("edgesam_deploy_version", "")
         model.doc_string = None
         ir.passes.common.ShapeInferencePass(data_prop=True)(model)
-        ir.save(model, path)
+        large = _weight_bytes(model) > EXTERNAL_ABOVE
+        ir.save(model, path, external_data=f"{path.name}.data" if large else None)
         onnx.checker.check_model(path, full_check=True)
 
     def load(self, path: Path, *, provider: str = "cpu", threads: int = 0) -> OnnxRunner:
         return OnnxRunner(path, provider, threads)
+
+
+def _weight_bytes(model: ir.Model) -> int:
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
 class OnnxRunner:

@@ -62,7 +62,7 @@ class _Tail:
     def _upscale(self, masks: ir.Value, original: ir.Value) -> ir.Value:
         """Bilinear to the model frame, crop, bilinear to the original: sizes are data, so this part is dynamic."""
         side = self.interface.image_size
-        count = 1 if self.interface.return_single_mask else 4
+        count = self.interface.mask_count
         frame = self._resize(masks, self._const([1, count, side, side], np.int64))
         longest = self._node("ReduceMax", [original], keepdims=1)
         scaled = self._node("Mul", [original, self._node("Div", [self._const(side, np.float32), longest])])

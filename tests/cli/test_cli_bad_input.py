@@ -195,7 +195,7 @@ def test_checkpoints(place, encoder_file, make, words):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("cwsam_vitb", ["not published", "train it"]),
+        ("cwsam", ["not published", "train it"]),
         ("edge_sam_dyt", ["no program can download it", "1. download https://drive.google.com", "2. save it as"]),
         ("edge_sam_3x", ["offline (HF_HUB_OFFLINE is set)", "1. download https://huggingface.co", "--checkpoint PATH"]),
         ("vit_b", ["offline", "1. download https://dl.fbaipublicfiles.com", "sha256"]),

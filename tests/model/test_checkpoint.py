@@ -636,11 +636,11 @@ def encoder_of(name: str, prefix: str = "") -> dict[str, Tensor]:
         ("sam_hq_vit_l", "sam_hq_vit_l", None),
         ("sam_hq_vit_h", "sam_hq_vit_h", None),
         ("sam_hq_vit_tiny", "sam_hq_vit_tiny", None),
-        ("cwsam_tiny", "cwsam_vitb", None),
-        ("cwsam_vitb_10cls_1024", "cwsam_vitb", None),
-        ("cwsam_moe3b_tiny", "cwsam_moe3b", None),
-        ("cwsam_moe3b_real_1024", "cwsam_moe3b", None),
-        ("cwsam_h10b_tiny", "cwsam_h10b", None),
+        ("cwsam_tiny", "cwsam", None),
+        ("cwsam_vitb_10cls_1024", "cwsam", None),
+        ("cwsam_moe3b_tiny", "cwsam_moe_3b", None),
+        ("cwsam_moe3b_real_1024", "cwsam_moe_3b", None),
+        ("cwsam_h10b_tiny", "cwsam_hierarchical_moe_10b", None),
     ],
 )
 def test_full_models(name: str, model: str, rep_layout: str | None) -> None:

@@ -1,0 +1,151 @@
+"""Is the artifact the checkpoint's predictor? Measured, in segmentation terms, on pictures and on seeded scenes.
+
+Reference: ``SamPredictor`` in fp32 PyTorch. It is compared twice: with the model as it was asked for (its neck, its
+GELU), which is what a converter must reproduce, and, where the caller chose an approximation, with the checkpoint's own
+form, so that the price of the choice is told apart from converter error. The verdict is pass, fail, or not verified.
+
+Definitions: the IoU of two empty masks is 1; a best-mask flip counts where the reference's margin between the scores
+exceeds 1e-3; decibels are 20 log10(|reference| / |error|) in L2. The verdict's mask IoU counts only pixels that the
+reference decides, |logit| above the relative bound times the standard deviation: in a small mask a single pixel whose
+logit is 0 to six digits would otherwise decide. The plain IoU stands beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from edgesam_deploy.parity.cases import (
+    SEEDS,
+    Pictures,
+    few_pictures,
+    is_large,
+    seeded_scene,
+    shipped_pictures,
+    usable_cases,
+)
+from edgesam_deploy.parity.figures import Difference, mask_iou, summarise
+from edgesam_deploy.parity.promptable import compare, official_choice
+from edgesam_deploy.parity.semantic import compare_semantic
+from edgesam_deploy.parity.verdict import BOUNDS, Bounds, Parity, Verdict, judge
+from edgesam_deploy.runtime import BundlePredictor, BundleSegmenter
+
+if TYPE_CHECKING:
+    from edgesam_deploy.model.cwsam.model import Cwsam
+    from edgesam_deploy.model.sam import Sam
+
+Progress = Callable[[str], None]
+
+__all__ = [
+    "BOUNDS", "SEEDS", "Bounds", "Difference", "Parity", "Verdict", "check", "compare", "few_pictures", "judge",
+    "mask_iou", "measure", "measure_on", "official_choice", "seeded_scene", "shipped_pictures", "usable_cases",
+]  # fmt: skip
+
+
+def measure(
+    model: Sam | Cwsam,
+    artifact: BundlePredictor | BundleSegmenter,
+    *,
+    precision: str = "fp32",
+    pictures: Pictures | None = None,
+    progress: Progress = lambda _: None,
+) -> Parity:
+    """Parity of an artifact with ``model``, on the shipped photographs (or ``pictures``) and two seeded scenes."""
+    chosen = dict(shipped_pictures() if pictures is None else pictures)
+    chosen.update({f"seed {seed}": seeded_scene(seed) for seed in SEEDS})
+    return measure_on(model, artifact, chosen, precision=precision, progress=progress)
+
+
+def measure_on(
+    model: Sam | Cwsam,
+    artifact: BundlePredictor | BundleSegmenter,
+    pictures: Pictures,
+    *,
+    precision: str = "fp32",
+    progress: Progress = lambda _: None,
+) -> Parity:
+    """Parity on exactly these pictures."""
+    bounds = BOUNDS[precision]
+    compared = _compared(model, artifact, pictures, bounds, progress)
+    verdict, reasons = judge(*compared, bounds)
+    parity = Parity(verdict, reasons, artifact.executed, _described(model), precision, bounds, compared[0])
+    if isinstance(artifact, BundlePredictor):
+        parity.skipped = usable_cases(artifact.interface)[1]
+    own = model.in_own_form()
+    if own is not None:
+        rows, _ = _compared(own, artifact, dict(list(pictures.items())[:2]), bounds, progress)
+        parity.faithful = {"reference": _described(own), "summary": summarise(rows)}
+    return parity
+
+
+def _compared(
+    model: Sam | Cwsam,
+    artifact: BundlePredictor | BundleSegmenter,
+    pictures: Pictures,
+    bounds: Bounds,
+    progress: Progress,
+) -> tuple[list[Difference], list[str]]:
+    if isinstance(artifact, BundleSegmenter):
+        from edgesam_deploy.model.cwsam.predictor import CwsamPredictor
+
+        return compare_semantic(CwsamPredictor(cast("Cwsam", model)), artifact, pictures, progress)
+    from edgesam_deploy.model.predictor import SamPredictor
+
+    interface = artifact.interface
+    choices = {"multimask": interface.multimask, "hq_token_only": interface.hq_token_only}
+    return compare(SamPredictor(cast("Sam", model), **choices), artifact, pictures, bounds, progress)
+
+
+def _described(model: Sam | Cwsam) -> str:
+    encoder = model.config.image_encoder
+    facts = [f"{value} {what}" for what in ("upsample", "gelu") if (value := getattr(encoder, what, None))]
+    return f"{model.name}, fp32 PyTorch{''.join(f', {fact}' for fact in facts)}; {model.weights}"
+
+
+def check(
+    path: str | Path,
+    model: Sam | Cwsam | None = None,
+    *,
+    checkpoint: str | Path | None = None,
+    pictures: Pictures | None = None,
+    provider: str = "cpu",
+    progress: Progress = lambda _: None,
+) -> Parity:
+    """Measure a bundle against its model, and write ``parity.json`` into it.
+
+    The model is rebuilt from the manifest: from its seed, or from ``checkpoint`` (whose hash must be the manifest's).
+    Without ``pictures``, a model too large for all of the shipped ones is measured on fewer, as its build was.
+    Raises BundleError for a bundle that does not verify, CheckpointError for another checkpoint.
+    """
+    from edgesam_deploy.bundle import verify
+    from edgesam_deploy.runtime import open_artifact
+
+    bundle = verify(path)
+    if model is None:
+        model = _model_of(bundle.manifest, checkpoint)
+    artifact = open_artifact(path, provider)
+    precision = bundle.manifest["options"].get("precision", "fp32")
+    if pictures is None and is_large(bundle.manifest):
+        parity = measure_on(model, artifact, few_pictures(), precision=precision, progress=progress)
+    else:
+        parity = measure(model, artifact, precision=precision, pictures=pictures, progress=progress)
+    bundle.write_json("parity.json", parity.to_json())
+    return parity
+
+
+def _model_of(manifest: Mapping[str, Any], checkpoint: str | Path | None) -> Sam | Cwsam:
+    from edgesam_deploy.errors import CheckpointError, UsageError
+    from edgesam_deploy.model.registry import load
+
+    weights, made = manifest["weights"], manifest["model"]
+    if weights["source"] == "seeded":
+        return load(made["name"], seed=weights["seed"], config=made["config"])
+    if checkpoint is None:
+        raise UsageError(
+            f"this bundle was built from {weights['checkpoint']}; pass --checkpoint PATH to compare it with that file"
+        )
+    model = load(made["name"], checkpoint, config=made["config"])
+    if model.weights.sha256 != weights["sha256"]:
+        raise CheckpointError(f"{checkpoint} is not the file this bundle was built from ({weights['checkpoint']})")
+    return model

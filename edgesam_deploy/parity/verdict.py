@@ -1,0 +1,77 @@
+"""What an artifact may differ by, and what the figures say of it: pass, fail, or not verified."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from edgesam_deploy.parity.figures import Difference, summarise
+
+Verdict = Literal["pass", "fail", "not verified"]
+STABILITY_PIXELS = 2
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What an artifact of one precision may differ by, on every picture and prompt."""
+
+    relative_l2: float
+    mask_iou: float
+    best_mask_flips: int
+    class_flips: float  # share of pixels
+
+
+BOUNDS = {"fp32": Bounds(relative_l2=1e-4, mask_iou=0.9999, best_mask_flips=0, class_flips=1e-4)}
+
+
+@dataclass
+class Parity:
+    """All differences, what they were measured on, and the verdict."""
+
+    verdict: Verdict
+    reasons: list[str]
+    executed: str
+    reference: str
+    precision: str
+    bounds: Bounds
+    rows: list[Difference] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    faithful: dict[str, Any] | None = None  # the same against the checkpoint's own form, where that is another
+
+    def summary(self) -> dict[str, Any]:
+        """The worst figure of each kind."""
+        return summarise(self.rows)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"schema": 1, **asdict(self), "summary": self.summary()}
+
+
+def judge(rows: Sequence[Difference], findings: Sequence[str], bounds: Bounds) -> tuple[Verdict, list[str]]:
+    """The verdict, with every reason for a fail."""
+    reasons = list(dict.fromkeys(findings))
+    for row in rows:
+        where = f"{row.output} of {row.picture}, {row.case}"
+        if row.output == "scores":
+            reasons += [f"{where}: {found}" for found in _score_faults(row, bounds)]
+        elif row.output != "class_map" and not row.relative_l2 <= bounds.relative_l2:
+            reasons.append(f"{where}: relative L2 {row.relative_l2:.2e}, at most {bounds.relative_l2:.0e} allowed")
+        if row.decided_mask_iou is not None and not row.decided_mask_iou >= bounds.mask_iou:
+            reasons.append(f"{where}: mask IoU {row.decided_mask_iou:.5f}, at least {bounds.mask_iou} wanted")
+        if row.class_flips is not None and not row.class_flips <= bounds.class_flips:
+            reasons.append(f"{where}: {row.class_flips:.1e} of the pixels have another class")
+    flips = [f"{r.picture}, {r.case}" for r in rows if r.best_mask_flip]
+    if len(flips) > bounds.best_mask_flips:
+        reasons.append(f"another mask has the best score: {flips[0]}")
+    if not rows:
+        return "not verified", ["nothing was run"]
+    return ("fail" if reasons else "pass"), reasons
+
+
+def _score_faults(row: Difference, bounds: Bounds) -> list[str]:
+    """Predicted IoU is a number near 1; a stability score is a ratio of counts, which moves by whole pixels."""
+    if row.score_pixels is None:
+        good = row.max_abs <= bounds.relative_l2
+        return [] if good else [f"off by {row.max_abs:.2e}, at most {bounds.relative_l2:.0e} allowed"]
+    good = row.score_pixels <= STABILITY_PIXELS
+    return [] if good else [f"off by {row.score_pixels:.0f} pixels of the counted area"]
