@@ -27,10 +27,9 @@ from edgesam_deploy.model.twin import shallow_twin
 from edgesam_deploy.model_card import model_card
 from edgesam_deploy.ops import parts_report
 from edgesam_deploy.parity import SEEDS, Parity, few_pictures, measure, measure_on, shipped_pictures
-from edgesam_deploy.parity.cases import LARGE, is_large
 from edgesam_deploy.passes.engine import Engine, ProofMode, Step
 from edgesam_deploy.passes.program import Program
-from edgesam_deploy.runtime import open_artifact
+from edgesam_deploy.runtime import LARGE, is_large, open_artifact
 from edgesam_deploy.targets import make_target
 from edgesam_deploy.targets.base import Target
 from edgesam_deploy.toolkits import installed_version, require
@@ -115,7 +114,7 @@ def build(
         write_manifest(place, content)
         with timings.stage("parity"):
             precision, artifact = chosen.options()["precision"], open_artifact(place)
-            if pictures is None and is_large(content):
+            if pictures is None and is_large(artifact.bundle):
                 parity = measure_on(model, artifact, few_pictures(), precision=precision, progress=progress)
             else:
                 parity = measure(model, artifact, precision=precision, pictures=pictures, progress=progress)

@@ -26,6 +26,7 @@ from edgesam_deploy.model.transforms import PIXEL_MEAN, PIXEL_STD, resize_longes
 from edgesam_deploy.targets import make_target
 from edgesam_deploy.targets.base import Runner
 
+LARGE = 200e9  # multiply-accumulates of a call
 PARTS = (IMAGE_ENCODER, MASK_DECODER, SEGMENTER)
 
 
@@ -43,8 +44,13 @@ def open_artifact(path: str | Path, provider: str = "cpu", threads: int = 0) -> 
         if file is not None:
             if not file.is_file():
                 raise BundleError(f"{file} is missing; edgesam-deploy verify {path} tells what else is")
-            runners[part] = target.load(file, provider=provider, threads=threads)
+            runners[part] = target.load(file, provider=provider, threads=threads, lean=is_large(bundle))
     return BundleSegmenter(bundle, runners) if SEGMENTER in runners else BundlePredictor(bundle, runners)
+
+
+def is_large(bundle: Bundle) -> bool:
+    """Whether a part is so large that one run takes tens of seconds and gigabytes."""
+    return any(count > LARGE for count in bundle.manifest.get("macs", {}).values())
 
 
 def is_semantic(path: str | Path) -> bool:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -21,6 +24,56 @@ TINY = {
     },
     "mask_decoder": {"mlp_dim": 128},
 }  # fmt: skip
+
+
+SMALL_DECODER = {"mlp_dim": 128}
+TINY_VIT = {
+    "image_size": 256,
+    "embed_dim": 64,
+    "image_encoder": {
+        "width": 48, "depth": 3, "heads": 3, "global_blocks": (1,), "window": 7, "out_channels": 64,
+    },
+    "mask_decoder": SMALL_DECODER,
+}  # fmt: skip
+TINY_TINY_VIT = {
+    "image_size": 256,
+    "embed_dim": 64,
+    "image_encoder": {
+        "widths": (8, 16, 24, 32), "depths": (1, 1, 2, 1), "heads": (1, 2, 3, 4), "windows": (4, 5, 6, 4),
+        "out_channels": 64,
+    },
+    "mask_decoder": SMALL_DECODER,
+}  # fmt: skip
+_CWSAM = json.loads((Path(__file__).parent / "data" / "cwsam_configs.json").read_text())
+FAMILY = {
+    "edge_sam": TINY,
+    "edge_sam_dyt": TINY,
+    "edge_sam_dyt_frozen_mask": TINY,
+    "edge_sam_dyt_hq": TINY,
+    "vit_b": TINY_VIT,
+    "sam_hq_vit_b": TINY_VIT,
+    "sam_hq_vit_tiny": TINY_TINY_VIT,
+    "cwsam": _CWSAM["cwsam_tiny"],
+    "cwsam_moe_3b": _CWSAM["cwsam_moe3b_tiny"],
+    "cwsam_hierarchical_moe_10b": _CWSAM["cwsam_h10b_tiny"],
+}
+
+
+@pytest.fixture(scope="session")
+def family(tmp_path_factory):
+    """``family(name, io=...)``: a model of the family, some 300 times smaller, and its bundle; each built once."""
+    built = {}
+
+    def get(name, proof="off", **options):
+        key = name, proof, repr(sorted(options.items()))
+        if key not in built:
+            model = load(name, seed=0, config=FAMILY[name])
+            folder = tmp_path_factory.mktemp(name) / "onnx"
+            pictures = {"scene": picture(150, 225, 10)}
+            built[key] = model, build(model, "onnx", folder, proof=proof, pictures=pictures, **options)
+        return built[key]
+
+    return get
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,9 @@ ALLOWED = {
     "model": set(),  # model knows nobody
     "contract": {"model"},  # label codes and pixel statistics, NumPy only
     "passes": {"contract"},  # neither models nor targets
-    "capture": {"contract", "model", "passes"},
+    "cost": set(),
+    "memory": {"model"},
+    "capture": {"contract", "cost", "model", "passes"},
     "targets": {"contract", "passes", "model"},  # model for its configuration's type only
     "bundle": set(),
     "runtime": {"bundle", "contract", "model", "targets"},
@@ -35,6 +37,7 @@ ALLOWED = {
         "bundle",
         "capture",
         "contract",
+        "memory",
         "model",
         "model_card",
         "ops",
@@ -75,7 +78,10 @@ def test_rooms_import_one_way(path):
             assert there == here or there in EVERYBODY | ALLOWED[here], f"{here} imports {there}"
 
 
-LIGHT = ["edgesam_deploy.cli", "edgesam_deploy.runtime", "edgesam_deploy.model.mask_generator", "edgesam_deploy.ops"]
+LIGHT = [
+    "edgesam_deploy.cli", "edgesam_deploy.cost", "edgesam_deploy.runtime", "edgesam_deploy.model.mask_generator",
+    "edgesam_deploy.model.semantic", "edgesam_deploy.ops",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("module", LIGHT)
@@ -97,8 +103,9 @@ def test_a_bundle_runs_without_pytorch(bundles):
 
 def test_public_names_are_frozen():
     assert edgesam_deploy.__all__ == [
-        "Bundle", "BundlePredictor", "EdgeSamDeployError", "Sam", "SamAutomaticMaskGenerator", "SamPredictor",
-        "build", "check", "load", "open", "read_image", "sam_model_registry", "verify",
+        "Bundle", "BundlePredictor", "BundleSegmenter", "Cwsam", "CwsamPredictor", "EdgeSamDeployError", "Sam",
+        "SamAutomaticMaskGenerator", "SamPredictor", "SemanticMetrics", "build", "check", "load", "open", "read_image",
+        "sam_model_registry", "verify",
     ]  # fmt: skip
     for name in edgesam_deploy.__all__:
         assert callable(getattr(edgesam_deploy, name)) or name == "sam_model_registry"

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from edgesam_deploy.errors import BundleError, ParityError
+from edgesam_deploy.model.base_predictor import Answers
 from edgesam_deploy.model.prompts import Slots
 from edgesam_deploy.model.registry import load
 from edgesam_deploy.parity import (
@@ -36,7 +37,8 @@ class Faulty(BundlePredictor):
         return self.spoil_features(super().encode(image))
 
     def decode(self, prompts, mask_input):
-        return self.spoil_answer(*super().decode(prompts, mask_input))
+        logits, scores, _ = super().decode(prompts, mask_input)
+        return Answers(*self.spoil_answer(logits, scores))
 
 
 def swapped(masks, scores):

@@ -65,12 +65,13 @@ def run(
 
     points = [_numbers("--point", text, "x,y[,label]", (2, 3)) for text in point or []]
     corners = None if box is None else _numbers("--box", box, "x0,y0,x1,y1", (4,))
+    check_results(out, image)
+    picture = read_image(image)
     if is_semantic(bundle):
         if points or corners or masks:
             raise PromptError(
                 f"{bundle} holds a semantic model, which takes no prompts: leave --point, --box, --masks out"
             )
-        check_results(out, image)
         segmenter = open_artifact(bundle, provider, threads)
         assert isinstance(segmenter, BundleSegmenter)
         run_segmenter(segmenter, segmenter.bundle, image, out, overlap=overlap, tiles=tiles, json=json)
@@ -81,8 +82,6 @@ def run(
         raise PromptError("nothing to segment: give --point x,y or --box x0,y0,x1,y1")
     if masks not in (None, 1, 3, 4):
         raise UsageError(f"--masks {masks}: must be 1, 3 or 4")
-    check_results(out, image)
-    picture = read_image(image)
     check_inside([p[:2] for p in points], [] if corners is None else [corners], picture.shape[:2])
     predictor = open_predictor(bundle, provider, threads)
     predictor.set_image(picture)

@@ -20,7 +20,6 @@ from edgesam_deploy.parity.cases import (
     SEEDS,
     Pictures,
     few_pictures,
-    is_large,
     seeded_scene,
     shipped_pictures,
     usable_cases,
@@ -29,7 +28,7 @@ from edgesam_deploy.parity.figures import Difference, mask_iou, summarise
 from edgesam_deploy.parity.promptable import compare, official_choice
 from edgesam_deploy.parity.semantic import compare_semantic
 from edgesam_deploy.parity.verdict import BOUNDS, Bounds, Parity, Verdict, judge
-from edgesam_deploy.runtime import BundlePredictor, BundleSegmenter
+from edgesam_deploy.runtime import BundlePredictor, BundleSegmenter, is_large
 
 if TYPE_CHECKING:
     from edgesam_deploy.model.cwsam.model import Cwsam
@@ -99,7 +98,8 @@ def _compared(
 
 def _described(model: Sam | Cwsam) -> str:
     encoder = model.config.image_encoder
-    facts = [f"{value} {what}" for what in ("upsample", "gelu") if (value := getattr(encoder, what, None))]
+    named = {"upsample": "neck", "gelu": "GELU"}
+    facts = [f"{getattr(encoder, field)} {noun}" for field, noun in named.items() if hasattr(encoder, field)]
     return f"{model.name}, fp32 PyTorch{''.join(f', {fact}' for fact in facts)}; {model.weights}"
 
 
@@ -126,7 +126,7 @@ def check(
         model = _model_of(bundle.manifest, checkpoint)
     artifact = open_artifact(path, provider)
     precision = bundle.manifest["options"].get("precision", "fp32")
-    if pictures is None and is_large(bundle.manifest):
+    if pictures is None and is_large(bundle):
         parity = measure_on(model, artifact, few_pictures(), precision=precision, progress=progress)
     else:
         parity = measure(model, artifact, precision=precision, pictures=pictures, progress=progress)

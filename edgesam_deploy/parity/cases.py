@@ -70,14 +70,6 @@ def shipped_pictures() -> dict[str, NDArray[np.uint8]]:
     return {path.name: read_image(path) for path in sorted(folder.glob("*.jpg"))}
 
 
-LARGE = 200e9  # multiply-accumulates of a part, above which one run takes tens of seconds
-
-
-def is_large(manifest: Mapping[str, Any]) -> bool:
-    """Whether the model in a manifest is one that parity can only try on few pictures."""
-    return any(count > LARGE for count in manifest["macs"].values())
-
-
 def few_pictures() -> Pictures:
     """One photograph and one seeded scene: the least that shows a result which ignores its input."""
     name, picture = next(iter(shipped_pictures().items()))

@@ -40,7 +40,8 @@ def _run_onnx(program: Program, inputs: Arrays) -> list[NDArray[Any]]:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # PyTorch wants the cores next
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # PyTorch wants the cores next,
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = False  # and the memory
     model = ir.to_proto(program.onnx).SerializeToString()
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     return list(session.run([spec.name for spec in program.outputs], inputs))

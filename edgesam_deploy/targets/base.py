@@ -134,5 +134,7 @@ class Target(ABC):
         """Write the program's artifact to ``path``."""
 
     @abstractmethod
-    def load(self, path: Path, *, provider: str, threads: int) -> Runner:
-        """The artifact ready to run here. Raises MissingToolkit where its runtime is not installed."""
+    def load(self, path: Path, *, provider: str, threads: int, lean: bool = False) -> Runner:
+        """The artifact ready to run here; ``lean`` where memory counts more than the milliseconds of allocating it.
+        Raises MissingToolkit where its runtime is not installed.
+        """

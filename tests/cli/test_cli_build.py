@@ -82,6 +82,7 @@ def test_json_and_every_option(tiny):
     assert manifest["options"] == {
         "points": 4, "batch": "dynamic", "mask_input": True, "scores": "stability", "io": "contract",
         "return_single_mask": False, "embed_preprocess": True, "opset": 18, "precision": "fp32",
+            "multimask": False, "hq_token_only": False, "argmax": False,
     }  # fmt: skip
     assert manifest["weights"]["seed"] == 7
     assert found["parity"]["verdict"] == "pass"

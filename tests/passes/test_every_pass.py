@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 import edgesam_deploy.passes as passes_package
 from edgesam_deploy.contract import sample_inputs
+from edgesam_deploy.model.cwsam.configs import ExpertsConfig
+from edgesam_deploy.model.cwsam.experts import TokenChoice
 from edgesam_deploy.model.layers import LayerNorm2d
 from edgesam_deploy.passes import aten, onnx
 from edgesam_deploy.passes.engine import Engine, Pass
@@ -24,7 +26,7 @@ from edgesam_deploy.passes.program import Program
 ROOMS = {"aten": aten, "onnx": onnx}
 ALL = [(room, name) for room, module in ROOMS.items() for name in module.__all__]
 FOLDER = Path(next(iter(passes_package.__path__)))
-VERBS = ("decompose", "fuse", "fold", "legalize", "absorb", "eliminate", "canonicalize", "quantize", "merge")
+VERBS = ("decompose", "fuse", "fold", "legalize", "absorb", "eliminate", "canonicalize", "quantize", "merge", "limit")
 NAMED_OTHERWISE = {"channel_last_upscaling", "gather_to_slice"}
 
 
@@ -92,14 +94,19 @@ class Lively(nn.Module):
             nn.ConvTranspose2d(8, 4, 2, 2), LayerNorm2d(4), nn.GELU(), nn.ConvTranspose2d(4, 2, 2, 2), nn.GELU()
         )
         self.hyper = nn.Linear(8, 2)
+        self.experts = TokenChoice(8, 4, ExpertsConfig("token", count=3, chosen=2), "relu")
+        self.register_buffer("kept", F.pad(torch.ones(8, 9), (6, 25, 3, 21)), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x + torch.fft.ifft2(torch.fft.fft2(x) * self.kept).real
         x = F.gelu(self.conv(x))
         x = self.depthwise(x) + self.pointwise(x) + x
         x = x * torch.sigmoid(x.mean((2, 3), keepdim=True))
         small = F.interpolate(x, scale_factor=0.25, mode="bicubic").clone()
         grid = torch.arange(8.0).sin()
         tokens = small.flatten(2).transpose(1, 2) + grid
+        windows = tokens.reshape(1, 2, 4, 2, 5, 8).transpose(2, 3).reshape(-1, 20, 8)
+        tokens = tokens + self.experts(windows).reshape(1, 2, 2, 4, 5, 8).transpose(2, 3).reshape(1, 80, 8)
         self.hyper(tokens).exp()  # dead
         hyper = self.hyper(torch.stack([tokens[:, 0], tokens[:, 3]], 1))
         up = self.up(tokens.transpose(1, 2).unflatten(2, small.shape[2:]))
@@ -107,8 +114,9 @@ class Lively(nn.Module):
 
 
 PIPELINE = (
-    aten.eliminate_identity, aten.eliminate_dead, aten.fold_constants, aten.fold_batch_norm, aten.merge_parallel_convs,
-    aten.legalize_bicubic, aten.channel_last_upscaling, aten.gather_to_slice, aten.decompose_spatial_mean,
+    aten.eliminate_identity, aten.eliminate_dead, aten.fold_constants, aten.legalize_moe_routing,
+    aten.decompose_fft, aten.fold_batch_norm, aten.merge_parallel_convs, aten.legalize_bicubic,
+    aten.channel_last_upscaling, aten.limit_rank, aten.gather_to_slice, aten.decompose_spatial_mean,
 )  # fmt: skip
 
 
@@ -148,7 +156,8 @@ def test_the_aten_passes_together() -> None:
     idle = {step.name for step in engine.steps if not step.sites}
     assert idle <= {"eliminate_dead"}, "the passes before it clean up after themselves"
     found = counts(after)
-    assert not {"batch_norm", "conv_transpose2d", "upsample_bicubic2d", "select", "clone"} & set(found)
+    gone = {"batch_norm", "conv_transpose2d", "upsample_bicubic2d", "select", "clone", "fft_fft2", "edgesam_deploy"}
+    assert not gone & set(found)
     inputs = sample_inputs(before.inputs, 9)
     expected = run_program(before, inputs)["out0"]
     x = torch.from_numpy(inputs["x"])

@@ -141,9 +141,8 @@ def _rewrite(graph: AtenGraph, chain: _Chain) -> None:
         x = chain.tokens
         for layer in chain.layers:
             x = _token_layer(graph, layer, x)
-        # (B, P, 4, ..., 4, C'') -> (B, M, P 4^levels)
-        rows = graph.call(aten.flatten.using_ints, x, 1, len(shape(x)) - 2)
-        masks = graph.call(aten.matmul.default, chain.hyper, graph.call(aten.transpose.int, rows, 1, 2))
+        # (B, P 4^levels, C'') -> (B, M, P 4^levels), the sub-pixels of a token side by side
+        masks = graph.call(aten.matmul.default, chain.hyper, graph.call(aten.transpose.int, x, 1, 2))
         result = _unshuffle(graph, masks, chain)
     graph.replace(chain.result, result)
 
@@ -161,7 +160,8 @@ def _token_layer(graph: AtenGraph, layer: Node, x: Node) -> Node:
     matrix = graph.add_constant(f"{name}.per_pixel.weight", weight.permute(2, 3, 1, 0).reshape(4 * outputs, inputs))
     offset = None if bias is None else graph.add_constant(f"{name}.per_pixel.bias", bias.repeat(4))
     wide = graph.call(aten.linear.default, x, matrix, offset)
-    return graph.call(aten.unflatten.int, wide, -1, [4, outputs])
+    pixels = graph.call(aten.unflatten.int, wide, -1, [4, outputs])
+    return graph.call(aten.flatten.using_ints, pixels, 1, 2)  # at once, so that a second level stays within four axes
 
 
 def _unshuffle(graph: AtenGraph, masks: Node, chain: _Chain) -> Node:

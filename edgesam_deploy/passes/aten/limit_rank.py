@@ -42,12 +42,12 @@ def limit_rank(program: Program) -> int:
         (B, H, W, C) ── (B, n, w, m, w, C) ── swap n w m w ── (B n m, w, w, C)
         (B, H, W, C) ── (B n, w, m, w C) ── swap w, m ── (B n m, w, w, C)
 
-    Why: window partition is a 6-D transpose in every SAM encoder, and qkv a 5-D one: 28 and 12 in ViT-B. CoreML's
-    neural engine, QNN and most TFLite delegates stop at four axes. Axes that stay neighbours in order are one axis and
-    axes of size 1 are none, so 6-D usually is 4-D in disguise; what is more becomes the fewest transposes of four axes.
-    Exact: no value is computed. Two rules go before. A piece of an axis (q, k, v) is cut off before the transpose
-    instead of after it. Sums of broadcast values (the relative positions of SAM) merge axes that all summands treat
-    alike. Site = a chain, a cut or a sum.
+    Why: cutting a map into windows and joining them are 6-D transposes in every SAM encoder, 16 of them in ViT-B, and
+    qkv is a 5-D one per block in most. CoreML's neural engine, QNN and most TFLite delegates stop at four axes. Axes
+    that stay neighbours in order are one axis and axes of size 1 are none, so 6-D usually is 4-D in disguise; what is
+    more becomes the fewest transposes of four axes. Exact: no value is computed. Two rules go before. A piece of an
+    axis (q, k, v) is cut off before the transpose instead of after it. Sums of broadcast values (SAM's relative
+    positions) merge axes that all summands treat alike. Site = a chain, a cut or a sum.
     """
     with AtenGraph(program) as graph:
         sums = sum(_merge_sum(graph, node) for node in reversed(list(graph.calls(*SUMS))))

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from itertools import chain, count
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgesam_deploy.passes.program import Program
+
+# per graph: how many nodes it had when last looked at, and the names of their results; goes when the graph does
+_KNOWN_RESULTS: WeakKeyDictionary[ir.Graph, tuple[int, frozenset[str | None]]] = WeakKeyDictionary()
 
 
 def constant(value: ir.Value | None) -> NDArray[Any] | None:
@@ -20,15 +24,54 @@ def constant(value: ir.Value | None) -> NDArray[Any] | None:
     return None if tensor is None else tensor.numpy()
 
 
+def integers(value: ir.Value | None) -> NDArray[Any] | None:
+    """The constant if it is one of integers."""
+    array = constant(value)
+    return array if array is not None and array.dtype.kind in "iu" else None
+
+
+def scalar(value: ir.Value | None) -> float | None:
+    """The number behind a constant of one element."""
+    if value is None or value.const_value is None or value.const_value.size != 1:
+        return None
+    array = constant(value)
+    return None if array is None or array.dtype.kind not in "fiuV" else float(array.item())
+
+
+def is_standard(node: ir.Node, *op_types: str) -> bool:
+    """Whether a node is of ONNX's own operator set, and one of ``op_types`` if any are named."""
+    return node.domain in ("", "ai.onnx") and (not op_types or node.op_type in op_types)
+
+
+def opset(program: Program) -> int:
+    """The version of ONNX's own operator set that the program is written in."""
+    imports = program.onnx.opset_imports
+    return imports.get("", imports.get("ai.onnx", 1))
+
+
 def add_initializer(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
     """A new initialiser called ``name``, made unique."""
-    results = {v.name for node in ir.traversal.RecursiveGraphIterator(graph) for v in node.outputs}
-    taken = results.union(graph.initializers, (v.name for v in graph.inputs))
-    unique = next(n for n in chain([name], (f"{name}_{i}" for i in count(1))) if n not in taken)
+    results = _result_names(graph)
+    others = {v.name for v in chain(graph.inputs, graph.outputs)}
+    candidates = chain([name], (f"{name}_{i}" for i in count(1)))
+    unique = next(n for n in candidates if n not in results and n not in others and n not in graph.initializers)
     tensor = ir.Tensor(np.ascontiguousarray(array).reshape(array.shape), name=unique)
     value = ir.Value(name=unique, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
     graph.register_initializer(value)
     return value
+
+
+def _result_names(graph: ir.Graph) -> frozenset[str | None]:
+    """Names of what nodes compute, those of nested graphs included.
+
+    Gathered once per number of nodes: collecting them for every initialiser took a pass over a ViT from linear to
+    quadratic. A pass that adds nodes changes their number; one that renames a result hands on a name that is known.
+    """
+    size, names = _KNOWN_RESULTS.get(graph, (-1, frozenset()))
+    if size != len(graph):
+        names = frozenset(v.name for node in ir.traversal.RecursiveGraphIterator(graph) for v in node.outputs)
+        _KNOWN_RESULTS[graph] = len(graph), names
+    return names
 
 
 def replace_value(old: ir.Value, new: ir.Value) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.fft import fft2, fftn, fftshift, ifft2, ifftn, ifftshift
 
 from edgesam_deploy.model.cwsam.fft_prompts import LowPass
-from edgesam_deploy.passes.aten import decompose_fft, fold_constants
+from edgesam_deploy.passes.aten import decompose_fft, eliminate_identity, fold_constants
 from edgesam_deploy.passes.engine import Engine
 from edgesam_deploy.passes.execute import run_program
 from edgesam_deploy.passes.lower_to_onnx import lower_to_onnx
@@ -133,7 +133,7 @@ FORMS: dict[str, Callable[[Any, Tensor], Tensor]] = {
 def test_forms(case: str) -> None:
     before = program(lambda s, x: FORMS[case](s, x))
     if case in ("boolean mask", "weights", "one axis"):
-        before = Engine("off").run(before, (fold_constants,))
+        before = Engine("off").run(before, (eliminate_identity, fold_constants))
     assert set(counts(rewritten(before, decompose_fft, 1))) <= {"matmul", "add"}
 
 

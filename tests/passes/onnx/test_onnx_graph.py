@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from passes.programs import parsed
 
@@ -47,6 +48,31 @@ def test_add_initializer(array: np.ndarray) -> None:  # type: ignore[type-arg]
     np.testing.assert_array_equal(tensor.numpy(), array)
     assert tensor.numpy().dtype == array.dtype
     assert tuple(tensor.shape) == array.shape
+
+
+def test_names_of_nodes_added_in_between_are_taken() -> None:
+    """Names are remembered between calls: a new node's must not be missed, nor those of another graph be taken."""
+    graph = program().onnx.graph
+    one = np.float32(1)
+    assert add_initializer(graph, "new", one).name == "new"
+    node = ir.node("Neg", [graph.inputs[0]])
+    node.outputs[0].name = "later"
+    graph.append(node)
+    assert [add_initializer(graph, "later", one).name for _ in range(2)] == ["later_1", "later_2"]
+    graph.remove(node)
+    assert add_initializer(graph, "later", one).name == "later"
+    assert add_initializer(program().onnx.graph, "new", one).name == "new"
+    assert add_initializer(graph.clone(), "fresh", one).name == "fresh"
+    assert add_initializer(graph, "fresh", one).name == "fresh"
+
+
+def test_many_initializers_do_not_look_at_the_graph_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, looks = program().onnx.graph, []
+    iterator = ir.traversal.RecursiveGraphIterator
+    monkeypatch.setattr(ir.traversal, "RecursiveGraphIterator", lambda g: looks.append(g) or iterator(g))
+    names = [add_initializer(graph, f"n{i % 50}", np.float32(i)).name for i in range(100)]
+    assert len(set(names)) == 100
+    assert len(looks) == 1
 
 
 @pytest.mark.parametrize(
