@@ -51,6 +51,7 @@ COMPARE = {
 ARITHMETIC = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult}
 SPARED_CALLS = {"debug", "info", "warning", "dataclass", "catch_warnings", "getLogger", "cast", "TypeVar"}
 SPARED_KEYWORDS = {"strict", "note"}  # of zip: a guard that only a bug elsewhere trips
+SYMMETRIC = {"calls", "same_shape", "max", "min", "gcd", "array_equal", "equal"}
 GIB = 1 << 30
 KILLED, SURVIVED, TIMED_OUT = "killed", "survived", "timed out"
 
@@ -155,7 +156,7 @@ def _changes(tree: ast.Module) -> Iterator[tuple[Any, Any]]:
                 for condition in node.ifs:
                     if not _is_comparison(condition):
                         yield condition, lambda n: ast.UnaryOp(ast.Not(), n)
-            case ast.Call() if len(node.args) == 2 and not any(isinstance(a, ast.Starred) for a in node.args):
+            case ast.Call() if len(node.args) == 2 and not _is_symmetric(node):
                 yield node, lambda n: ast.Call(n.func, n.args[::-1], n.keywords)
             case ast.Return() if id(node) in counts and node.value is not None:
                 yield node, lambda n: ast.Return(ast.Constant(0))
@@ -169,6 +170,11 @@ def _changes(tree: ast.Module) -> Iterator[tuple[Any, Any]]:
 def _is_comparison(node: ast.AST) -> bool:
     """Whether another operator negates it already."""
     return isinstance(node, ast.Compare) and len(node.ops) == 1
+
+
+def _is_symmetric(node: ast.Call) -> bool:
+    name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+    return name in SYMMETRIC or any(isinstance(a, ast.Starred) for a in node.args)
 
 
 def _returns_int(function: ast.FunctionDef) -> bool:
@@ -240,7 +246,9 @@ class Changed(SourceFileLoader, MetaPathFinder):
         self.tree = tree
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        return importlib.util.spec_from_file_location(fullname, self.path, loader=self) if fullname == self.name else None
+        return (
+            importlib.util.spec_from_file_location(fullname, self.path, loader=self) if fullname == self.name else None
+        )
 
     def get_code(self, fullname: str) -> Any:
         return compile(self.tree, self.path, "exec")
@@ -249,8 +257,8 @@ class Changed(SourceFileLoader, MetaPathFinder):
 def warm_up() -> None:
     """Import, in the parent, whatever is slow to import, but nothing of the passes."""
     import hypothesis
-    import onnx.reference
-    import onnx_ir.passes.common
+    import onnx.reference  # noqa: F401
+    import onnx_ir.passes.common  # noqa: F401
     import onnxruntime  # noqa: F401 - no session: its threads would not survive a fork
     import pytest  # noqa: F401
     import torch
@@ -269,7 +277,7 @@ def warm_up() -> None:
         torch.onnx.export(exported, dynamo=True, verify=False, verbose=False)
     import edgesam_deploy.contract
     import edgesam_deploy.cost
-    import edgesam_deploy.model.registry
+    import edgesam_deploy.model.registry  # noqa: F401
 
     loaded = [name for name in sys.modules if name.startswith("edgesam_deploy.passes")]
     assert not loaded, f"imported too early: {loaded}"
@@ -391,7 +399,7 @@ def markdown(tallies: dict[str, dict[str, Any]]) -> str:
     ]
     for name, t in sorted(tallies.items()):
         killed = t["killed"] + t["timed_out"]
-        rate = t["broken"] and "tests fail" or (f"{killed / t['mutants']:.0%}" if t["mutants"] else "-")
+        rate = "tests fail" if t["broken"] else (f"{killed / t['mutants']:.0%}" if t["mutants"] else "-")
         lines.append(f"| {name} | {rate} | {killed} | {t['mutants']} | {t['possible']} | {t['seconds']:.0f} |")
     lines += ["", "## Survivors", ""]
     for name, t in sorted(tallies.items()):
@@ -400,7 +408,9 @@ def markdown(tallies: dict[str, dict[str, Any]]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="benchmarks.mutate", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="benchmarks.mutate", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--file", default="*", help="shell pattern of paths inside passes/, e.g. 'aten/fold_*'")
     parser.add_argument("--sample", type=int, help="mutants per file, drawn with the seed; default: all")
     parser.add_argument("--seed", type=int, default=0)

@@ -90,7 +90,7 @@ def build(
     with timings.stage("capture"):
         progress("capture")
         programs = capture(model, interface)
-        macs = part_macs(model, interface)
+        macs = part_macs(model.config, interface)
     engine = Engine(proof, dump_after, folder.resolve().with_name(folder.resolve().name + ".dump"), progress)
     twins = {} if proof == "off" else _twins(model, interface, macs)
     with timings.stage("passes"):
@@ -136,10 +136,10 @@ def _twins(
 
 def plan(config: SamConfig | CwsamConfig, target: Target) -> list[str]:
     """The steps of a build, in order, as they are reported to ``progress``."""
-    promptable = isinstance(config, SamConfig) and config.mask_decoder is not None
-    parts = target.interface(config).parts(promptable=promptable)
-    passes = [f"{part}: {step.name}" for part in parts for step in target.pipeline(config)]
-    pictures = [*shipped_pictures(), *(f"seed {seed}" for seed in SEEDS)]
+    macs = part_macs(config, target.interface(config))
+    passes = [f"{part}: {step.name}" for part in macs for step in target.pipeline(config)]
+    large = any(count > LARGE for count in macs.values())
+    pictures = [*few_pictures()] if large else [*shipped_pictures(), *(f"seed {seed}" for seed in SEEDS)]
     return ["load", "capture", *passes, "emit", "operator report", *(f"parity: {name}" for name in pictures)]
 
 

@@ -238,3 +238,33 @@ def test_empty_slots_are_exact_in_hq_models_too(family):
     more = predictor.predict_slots(coords, np.array([[1, -1, EMPTY]], np.float32))
     for a, b in zip(few, more, strict=True):
         assert np.abs(a - b).max() < 1e-4
+
+
+# ---------------------------------------------------------------------------------------------------- large files
+
+
+def test_weights_beside_the_graph(monkeypatch, tmp_path):
+    """Above a gigabyte the weights lie in a file of their own; here, above nothing."""
+    from edgesam_deploy.builder import build
+    from edgesam_deploy.bundle import verify
+    from edgesam_deploy.errors import BundleError
+    from edgesam_deploy.model.registry import load
+    from edgesam_deploy.targets import onnx as target
+
+    monkeypatch.setattr(target, "EXTERNAL_ABOVE", 0)
+    pictures = {"scene": picture(150, 225, 10)}
+    for folder in ("one", "two"):
+        build(load("vit_b", config=FAMILY["vit_b"]), "onnx", tmp_path / folder, proof="off", pictures=pictures)
+    bundle = verify(tmp_path / "one")
+    names = set(bundle.manifest["files"])
+    assert {"encoder.onnx", "encoder.onnx.data", "decoder.onnx", "decoder.onnx.data"} <= names
+    assert (tmp_path / "one" / "encoder.onnx").stat().st_size < 200_000
+    for name in names:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+    assert bundle.read_json("parity.json")["verdict"] == "pass"
+    assert bundle.read_json("ops.json")["parts"]["image_encoder"]["worst"] == "supported"
+    (tmp_path / "one" / "encoder.onnx.data").unlink()
+    with pytest.raises(BundleError, match=r"encoder\.onnx\.data: missing"):
+        verify(tmp_path / "one")
+    with pytest.raises(BundleError, match=r"encoder\.onnx"):
+        open_predictor(tmp_path / "one")

@@ -24,6 +24,8 @@ from edgesam_deploy.model.sam import Sam
 from edgesam_deploy.passes.program import Program
 
 if TYPE_CHECKING:
+    from edgesam_deploy.model.configs import SamConfig
+    from edgesam_deploy.model.cwsam.configs import CwsamConfig
     from edgesam_deploy.model.cwsam.model import Cwsam
 
 DEFAULT_SIZES = {"num_points": DEFAULT_POINTS, "batch": 1, "num_features": 1}
@@ -47,12 +49,12 @@ def _module(part: str, model: Sam | Cwsam, interface: Interface | SegmenterInter
     return ImageEncoderPart(model, interface) if part == IMAGE_ENCODER else MaskDecoderPart(model, interface)
 
 
-def part_macs(model: Sam | Cwsam, interface: Interface | SegmenterInterface) -> dict[str, int]:
+def part_macs(config: SamConfig | CwsamConfig, interface: Interface | SegmenterInterface) -> dict[str, int]:
     """Multiply-accumulates of one call of each part, dynamic sizes at the contract's defaults. Nothing is computed."""
     counts = {}
     with torch.device("meta"):
-        blank = network(model.config, model.name)
-        for name, part in interface.parts(promptable=model.promptable).items():
+        blank = network(config, "")
+        for name, part in interface.parts(promptable=blank.promptable).items():
             module = _module(name, blank, interface)
             inputs = {
                 spec.name: torch.zeros(spec.bound(DEFAULT_SIZES), dtype=getattr(torch, spec.dtype))

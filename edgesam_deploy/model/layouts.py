@@ -174,7 +174,7 @@ def wrong_model_message(recognised: Recognised, asked: str, *, source: str | Pat
     if model is None:
         return f"this file is not {asked}, nor another model known here: {note}"
     use = f"edgesam-deploy build {model} --checkpoint {source}"
-    if recognised.encoder_only:
+    if recognised.encoder_only and asked not in REPVIT_NAMES:
         alone = f", or build the encoder alone with: {use}" if model in REPVIT_NAMES else ""
         return f"this file holds an image encoder alone ({note}); {asked} needs a full checkpoint{alone}"
     if model == asked:

@@ -126,8 +126,7 @@ def _fitted(
     found = recognise(file.tensors)
     tensors = dict(file.tensors)
     alone = isinstance(cfg, SamConfig) and cfg.mask_decoder is None
-    other = not found.encoder_only and _family(found.model or name) != _family(name)
-    if found.model is not None and (found.encoder_only != alone or other):
+    if found.model is not None and (found.encoder_only != alone or _family(found.model) != _family(name)):
         raise CheckpointError(f"{file.source}: {wrong_model_message(found, name, source=file.source)}")
     if isinstance(cfg, CwsamConfig):
         return tensors, fitted(cfg, tensors)

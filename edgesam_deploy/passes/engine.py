@@ -32,12 +32,16 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Pass:
-    """A rewrite: its function, the dialect it works in, and the relative L2 it may change the outputs by."""
+    """A rewrite: its function, the dialect it works in, and the relative L2 it may change the outputs by.
+
+    ``adapt``: for a pass that changes the program's inputs: (before, after, inputs of before) -> inputs of after.
+    """
 
     run: Callable[[Program], int]
     bound: float
     dialect: Dialect
     note: str = ""  # for an approximation: what the bound means
+    adapt: Callable[[Program, Program, Arrays], Arrays] | None = None
 
     @property
     def name(self) -> str:
@@ -68,6 +72,11 @@ def exact(function: Callable[[Program], int]) -> Pass:
 def approximate(bound: float, note: str) -> Callable[[Callable[[Program], int]], Pass]:
     """Declare a pass that changes the outputs by at most ``bound`` in relative L2; ``note`` says why."""
     return lambda function: Pass(function, bound, _dialect(function), note)
+
+
+def adapting(inputs: Callable[[Program, Program, Arrays], Arrays]) -> Callable[[Pass], Pass]:
+    """Declare that a pass changes the program's inputs, and how to get the new ones: see ``Pass.adapt``."""
+    return lambda rewrite: replace(rewrite, adapt=inputs)
 
 
 @dataclass(frozen=True)
@@ -131,11 +140,13 @@ class Engine:
         if dump and rewrite.name == self.dump_after and self.dump_dir is not None:
             write_dump(after, self.dump_dir)  # before the proof: a wrong program is the one to look at
         start = time.perf_counter()
-        outputs = known or []
+        outputs = proof = known or []
         if sites and known is not None:
             with _blaming(rewrite, program):
-                outputs = self._outputs(after)
-        error = _worst(known, outputs) if sites and known is not None else None
+                outputs = proof = self._outputs(after)
+                if rewrite.adapt is not None:
+                    proof = [run_program(after, rewrite.adapt(program, after, s)) for s in self._samples(program)]
+        error = _worst(known, proof) if sites and known is not None else None
         proof_seconds = time.perf_counter() - start if sites else 0.0
         counts = sum(program.operators().values()), sum(after.operators().values())
         step = Step(rewrite.name, program.name, sites, *counts, seconds, rewrite.bound, error, proof_seconds)
@@ -148,7 +159,10 @@ class Engine:
         return step, after, outputs
 
     def _outputs(self, program: Program) -> list[Arrays]:
-        return [run_program(program, sample_inputs(program.inputs, seed)) for seed in SEEDS[self.proof]]
+        return [run_program(program, inputs) for inputs in self._samples(program)]
+
+    def _samples(self, program: Program) -> list[Arrays]:
+        return [sample_inputs(program.inputs, seed) for seed in SEEDS[self.proof]]
 
 
 @contextlib.contextmanager

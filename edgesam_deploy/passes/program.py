@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from edgesam_deploy.contract import TensorSpec
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+    from numpy.typing import NDArray
     from torch.export import ExportedProgram
 
 Dialect = Literal["aten", "onnx"]
@@ -18,12 +19,16 @@ Dialect = Literal["aten", "onnx"]
 
 @dataclass
 class Program:
-    """The only thing that passes between rooms: a name, its inputs and outputs, and a body in one of two dialects."""
+    """The only thing that passes between rooms: a name, its inputs and outputs, and a body in one of two dialects.
+
+    ``sidecars``: arrays that the host needs beside the artifact, by name, for work that a pass gave to it.
+    """
 
     name: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     body: ExportedProgram | ir.Model
+    sidecars: dict[str, NDArray[Any]] = field(default_factory=dict)
 
     @property
     def dialect(self) -> Dialect:
@@ -42,7 +47,7 @@ class Program:
 
     def copy(self) -> Program:
         """The same program with a graph of its own; constants are shared: passes replace them, never mutate."""
-        return Program(self.name, self.inputs, self.outputs, _copied(self.body))
+        return Program(self.name, self.inputs, self.outputs, _copied(self.body), dict(self.sidecars))
 
     def operators(self) -> Counter[str]:
         """Operator names and how often each occurs."""

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.fx import Node
@@ -24,22 +27,27 @@ def legalize_bicubic(program: Program) -> int:
     sites = 0
     with AtenGraph(program) as graph:
         for node in graph.calls(aten.upsample_bicubic2d.vec, aten.upsample_bicubic2d.default):
-            sites += _rewrite(graph, node)
+            sites += as_products(graph, node, "bicubic", aten.upsample_bicubic2d.default, bool(node.args[2]))
     return sites
 
 
-def _rewrite(graph: AtenGraph, node: Node) -> bool:
+def as_products(graph: AtenGraph, node: Node, name: str, operator: Callable[..., Any], *options: bool) -> bool:
+    """Replace a separable resize by two matrix products. False where a size is dynamic: it has no constant matrix.
+
+    ``operator`` is the resize's ``default`` overload, ``options`` what it takes between the size and the scales.
+    """
     source = node.args[0]
     assert isinstance(source, Node)
     sizes = [*shape(source)[2:], *shape(node)[2:]]
     if not all(isinstance(s, int) for s in sizes):
-        return False  # a dynamic size has no constant matrix
+        return False
     (height, width), (new_height, new_width) = sizes[:2], sizes[2:]
-    align = bool(argument(node, 2, "align_corners", False))
-    down, across = _scales(node)
+    down, across = _scales(node, 2 + len(options))
     dtype = node.meta["val"].dtype
-    rows = graph.add_constant(f"bicubic_{height}_{new_height}", _matrix(height, new_height, align, down).to(dtype))
-    columns = graph.add_constant(f"bicubic_{width}_{new_width}_t", _matrix(width, new_width, align, across).T.to(dtype))
+    left = _matrix(operator, height, new_height, *options, down)
+    right = _matrix(operator, width, new_width, *options, across)
+    rows = graph.add_constant(f"{name}_{height}_{new_height}", left.to(dtype))
+    columns = graph.add_constant(f"{name}_{width}_{new_width}_t", right.T.to(dtype))
     with graph.graph.inserting_before(node):
         wide = graph.call(aten.matmul.default, source, columns)
         result = graph.call(aten.matmul.default, rows, wide)
@@ -47,16 +55,16 @@ def _rewrite(graph: AtenGraph, node: Node) -> bool:
     return True
 
 
-def _scales(node: Node) -> tuple[float | None, float | None]:
+def _scales(node: Node, index: int) -> tuple[float | None, float | None]:
     """The factors the caller gave, if any: 11 -> 14 by 1.3 samples elsewhere than 11 -> 14 by 14 / 11."""
-    if node.target == aten.upsample_bicubic2d.default:
-        return argument(node, 3, "scales_h"), argument(node, 4, "scales_w")
-    down, across = argument(node, 3, "scale_factors") or (None, None)
+    if str(node.target).endswith("default"):
+        return argument(node, index, "scales_h"), argument(node, index + 1, "scales_w")
+    down, across = argument(node, index, "scale_factors") or (None, None)
     return down, across
 
 
-def _matrix(size: int, new_size: int, align_corners: bool, scale: float | None) -> Tensor:
-    """(new_size, size): bicubic interpolation of each unit vector."""
+def _matrix(operator: Callable[..., Any], size: int, new_size: int, *options: bool | float | None) -> Tensor:
+    """(new_size, size): the interpolation of each unit vector; ``options`` end with the scale."""
     identity = torch.eye(size, dtype=torch.float64)[None, None]
-    rows: Tensor = aten.upsample_bicubic2d.default(identity, [new_size, size], align_corners, scale)
+    rows: Tensor = operator(identity, [new_size, size], *options)
     return rows[0, 0]

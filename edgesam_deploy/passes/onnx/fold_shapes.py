@@ -12,7 +12,13 @@ from onnx_ir.passes import common
 
 from edgesam_deploy.passes.engine import exact
 from edgesam_deploy.passes.onnx.graph import (
-    add_initializer, constant, integers, is_standard, replace_value, static_shape,
+    add_initializer,
+    constant,
+    has_graphs,
+    integers,
+    is_standard,
+    replace_value,
+    static_shape,
 )  # fmt: skip
 from edgesam_deploy.passes.program import Program
 
@@ -49,7 +55,7 @@ class _Sweep:
         self.known: dict[ir.Value, Partial] = {}
 
     def visit(self, node: ir.Node) -> int:
-        if not is_standard(node) or _has_graphs(node):
+        if not is_standard(node) or has_graphs(node):
             return 0
         sites = self._infer(node)
         values = _PARTIAL[node.op_type](self, node) if node.op_type in _PARTIAL else None
@@ -64,12 +70,12 @@ class _Sweep:
         return sites + 1
 
     def _infer(self, node: ir.Node) -> int:
-        """Let onnx's own rule for this operator say what the results' shapes are; 1 where one became static."""
+        """Let onnx's own rule for this operator say what the results' shapes are; how many became static."""
         unknown = [v for v in node.outputs if v.name and static_shape(v) is None]
         if not unknown or any(v is not None and v.type is None for v in node.inputs):
             return 0
         found = self._inferred(node)
-        return int(any([_refine(value, found.get(value.name or "")) for value in unknown]))
+        return sum(_refine(value, found.get(value.name or "")) for value in unknown)
 
     def _inferred(self, node: ir.Node) -> dict[str, onnx.TypeProto]:
         inputs = [v for v in node.inputs if v is not None]
@@ -99,13 +105,8 @@ class _Sweep:
         return array.astype(object) if array is not None and array.dtype.kind in "iu" else None
 
 
-def _has_graphs(node: ir.Node) -> bool:
-    return any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values())
-
-
 def _type_proto(value: ir.Value) -> onnx.TypeProto:
-    proto = ir.to_proto(value).type  # type: ignore[union-attr]
-    return proto  # type: ignore[no-any-return]
+    return ir.to_proto(value).type
 
 
 def _refine(value: ir.Value, found: onnx.TypeProto | None) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, count
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from edgesam_deploy.passes.program import Program
 
 # per graph: how many nodes it had when last looked at, and the names of their results; goes when the graph does
-_KNOWN_RESULTS: WeakKeyDictionary[ir.Graph, tuple[int, frozenset[str | None]]] = WeakKeyDictionary()
+_KNOWN_RESULTS: WeakKeyDictionary[ir.Graph, tuple[int, set[str | None]]] = WeakKeyDictionary()
 
 
 def constant(value: ir.Value | None) -> NDArray[Any] | None:
@@ -38,9 +39,19 @@ def scalar(value: ir.Value | None) -> float | None:
     return None if array is None or array.dtype.kind not in "fiuV" else float(array.item())
 
 
+def rank(value: ir.Value | None) -> int | None:
+    """How many axes a value has, where that is known."""
+    return None if value is None or value.shape is None else len(value.shape)
+
+
 def is_standard(node: ir.Node, *op_types: str) -> bool:
     """Whether a node is of ONNX's own operator set, and one of ``op_types`` if any are named."""
     return node.domain in ("", "ai.onnx") and (not op_types or node.op_type in op_types)
+
+
+def has_graphs(node: ir.Node) -> bool:
+    """Whether a node has a body, as If, Loop and Scan do."""
+    return any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values())
 
 
 def opset(program: Program) -> int:
@@ -51,25 +62,59 @@ def opset(program: Program) -> int:
 
 def add_initializer(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
     """A new initialiser called ``name``, made unique."""
-    results = _result_names(graph)
-    others = {v.name for v in chain(graph.inputs, graph.outputs)}
-    candidates = chain([name], (f"{name}_{i}" for i in count(1)))
-    unique = next(n for n in candidates if n not in results and n not in others and n not in graph.initializers)
+    unique = _unique(graph, name)
     tensor = ir.Tensor(np.ascontiguousarray(array).reshape(array.shape), name=unique)
     value = ir.Value(name=unique, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
     graph.register_initializer(value)
     return value
 
 
-def _result_names(graph: ir.Graph) -> frozenset[str | None]:
+def add_node(
+    before: ir.Node,
+    op_type: str,
+    inputs: Sequence[ir.Value | None],
+    attributes: Mapping[str, Any] | None = None,
+    *,
+    name: str | None = None,
+    dtype: ir.DataType | None = None,
+    shape: Iterable[int | str | ir.SymbolicDim | None] | None = None,
+) -> ir.Value:
+    """The result, called ``name`` made unique, of a new node in front of another one of the main graph.
+
+    ``name`` and ``dtype`` are by default those of the other node's result.
+    """
+    graph, other = before.graph, before.outputs[0]
+    assert isinstance(graph, ir.Graph)
+    unique = _unique(graph, name if name is not None else f"{other.name}_{op_type.lower()}")
+    node = ir.node(op_type, inputs, attributes, name=unique)
+    (result,) = node.outputs
+    result.name = unique
+    wanted = dtype if dtype is not None else other.dtype
+    result.type = None if wanted is None else ir.TensorType(wanted)
+    result.shape = None if shape is None else ir.Shape(shape)
+    names = _result_names(graph)
+    graph.insert_before(before, node)
+    names.add(unique)
+    _KNOWN_RESULTS[graph] = len(graph), names
+    return result
+
+
+def _unique(graph: ir.Graph, name: str) -> str:
+    results = _result_names(graph)
+    others = {v.name for v in chain(graph.inputs, graph.outputs)}
+    candidates = chain([name], (f"{name}_{i}" for i in count(1)))
+    return next(n for n in candidates if n not in results and n not in others and n not in graph.initializers)
+
+
+def _result_names(graph: ir.Graph) -> set[str | None]:
     """Names of what nodes compute, those of nested graphs included.
 
     Gathered once per number of nodes: collecting them for every initialiser took a pass over a ViT from linear to
-    quadratic. A pass that adds nodes changes their number; one that renames a result hands on a name that is known.
+    quadratic. ``add_node`` keeps the collection; whatever else adds or removes nodes changes their number.
     """
-    size, names = _KNOWN_RESULTS.get(graph, (-1, frozenset()))
+    size, names = _KNOWN_RESULTS.get(graph, (-1, set()))
     if size != len(graph):
-        names = frozenset(v.name for node in ir.traversal.RecursiveGraphIterator(graph) for v in node.outputs)
+        names = {v.name for node in ir.traversal.RecursiveGraphIterator(graph) for v in node.outputs}
         _KNOWN_RESULTS[graph] = len(graph), names
     return names
 
