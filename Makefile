@@ -6,7 +6,7 @@ MODEL ?= edge_sam
 TARGET ?= onnx
 PHOTOGRAPH := edgesam_deploy/photographs/coffee.jpg
 
-.PHONY: build test test-all lint format bench clean
+.PHONY: build test test-all lint format bench mutate clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -36,6 +36,9 @@ format: $(READY)
 bench: $(READY) ## against the reference scripts' export, interleaved; writes benchmarks/results
 	$(BIN)/python -m benchmarks.latency_vs_reference
 	$(BIN)/python -m pytest -q benchmarks
+
+mutate: $(READY) ## break the passes' source place by place: do the tests notice? Hours; writes benchmarks/results/mutation.md
+	$(BIN)/python -m benchmarks.mutate $(MUTATE)
 
 clean:
 	rm -rf .venv out .mypy_cache .ruff_cache .pytest_cache

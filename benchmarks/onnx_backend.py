@@ -38,6 +38,8 @@ FACTORIES: dict[str, list[tuple[str, Pass]]] = {
     "split_large_ops": [("split_large_ops", passes.split_large_ops(64))],
     "set_opset": [(f"set_opset({v})", passes.set_opset(v)) for v in (*DOWN, *UP)],
 }
+# ONNX's own expansion hands Range a tensor of one axis where it wants a scalar; ONNX Runtime notices once it can
+INVALID = {f"test_affine_grid_{d}{kind}_expanded" for d in ("2d", "3d") for kind in ("", "_align_corners")}
 EVERY: list[tuple[str, Pass]] = [
     pair for name in passes.__all__ for pair in FACTORIES.get(name, [(name, getattr(passes, name))])
 ]
@@ -65,7 +67,7 @@ def cases() -> dict[str, Any]:
 
 def names(every: int = 1, offset: int = 0) -> list[str]:
     """The cases' names, or each ``every``-th of them."""
-    return sorted(cases())[offset::every]
+    return sorted(cases().keys() - INVALID)[offset::every]
 
 
 def try_case(name: str, tally: Tally) -> None:
@@ -148,7 +150,8 @@ def main() -> int:
     chosen = names(parser.parse_args().every)
     for name in chosen:
         try_case(name, tally)
-    print(f"{len(chosen)} cases, ONNX Runtime {onnxruntime.__version__} passes {tally.cases}")
+    print(f"{len(chosen)} cases ({len(INVALID)} left out as invalid)")
+    print(f"{tally.cases} pass in ONNX Runtime {onnxruntime.__version__}; of these")
     for name in [n for n, _ in EVERY] + ["pipeline"]:
         print(f"  {name:22} rewrote {tally.rewritten[name]:5}   refused {tally.refused[name]:5}")
     print(f"{len(tally.wrong)} differ")

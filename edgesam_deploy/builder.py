@@ -104,6 +104,8 @@ def build(
             for part in programs:
                 file = place / _file(parts[part.name], chosen)
                 chosen.emit(part, interface, file, _metadata(model, interface, part))
+                for name, array in part.sidecars.items():  # what the host needs to feed the part
+                    (place / f"{name}.bin").write_bytes(array.astype("<f4").tobytes())
         with timings.stage("operators"):
             progress("operator report")
             ops = parts_report(chosen.name, {p.name: place / _file(parts[p.name], chosen) for p in programs})

@@ -17,9 +17,10 @@ from edgesam_deploy.errors import UsageError
 from edgesam_deploy.model.prompts import LABEL_CODES
 from edgesam_deploy.model.transforms import PIXEL_MEAN, PIXEL_STD
 
-Io = Literal["contract", "edgesam", "edgesam-dyt", "sam"]
+Io = Literal["contract", "edgesam", "edgesam-dyt", "edgesam-npu", "sam"]
 Hq = Literal["none", "early", "late"]
-IOS = ("contract", "edgesam", "edgesam-dyt", "sam")
+IOS = ("contract", "edgesam", "edgesam-dyt", "edgesam-npu", "sam")
+PE_MATRIX = "pe_gaussian_matrix"  # the sidecar of the layout edgesam-npu
 Dtype = Literal["float32", "uint8", "int32", "int64", "bool"]
 Role = Literal["normal", "scene", "image", "coords", "labels", "mask_logits", "flag", "resized_size", "original_size"]
 IMAGE_ENCODER, MASK_DECODER, SEGMENTER = "image_encoder", "mask_decoder", "segmenter"
@@ -109,7 +110,7 @@ class Interface:
     points: slots per prompt, the padding point counted, or ``dynamic``. batch: prompts per call, or ``dynamic``.
     scores: ``iou`` predicted IoU, ``stability`` the stability score (offset 1.0) computed in the graph.
     io: ``contract``, or the layout that apps speak: ``edgesam`` and ``edgesam-dyt`` (the scripts of those projects),
-    ``sam`` (segment-anything; for HQ-SAM models, its exporter's).
+    ``edgesam-npu`` (positions encoded by the host), ``sam`` (segment-anything; for HQ-SAM models, its exporter's).
     hq: the model's HQ branch, ``intermediate`` the features it reads, as (channels, height, width); ``multimask`` and
     ``hq_token_only`` as HQ-SAM's forward takes them.
     """
@@ -138,7 +139,9 @@ class Interface:
             raise UsageError(f"--scores {self.scores}: must be iou or stability")
         if self.io != "contract" and self.batch != 1:
             raise UsageError(f"--io {self.io} knows one prompt per call; leave --batch at 1")
-        if self.io in ("edgesam", "edgesam-dyt") and self.mask_input:
+        if self.io == "edgesam-npu" and self.points == DYNAMIC:
+            raise UsageError("--io edgesam-npu is for compilers that want static shapes; give --points a number")
+        if self.io in ("edgesam", "edgesam-dyt", "edgesam-npu") and self.mask_input:
             raise UsageError(f"--io {self.io} has no mask input; use --io contract or --io sam")
         if self.io == "sam" and not self.mask_input:
             raise UsageError("--io sam always has mask_input and has_mask_input")
@@ -147,9 +150,10 @@ class Interface:
         self._check_hq()
 
     def _check_hq(self) -> None:
-        layouts = {"none": IOS, "early": ("contract", "edgesam-dyt"), "late": ("contract", "sam")}[self.hq]
+        own = ("contract", "edgesam-npu")  # these hand hq_features over
+        layouts = {"none": IOS, "early": (*own, "edgesam-dyt"), "late": (*own, "sam")}[self.hq]
         if self.io not in layouts:
-            raise UsageError(f"--io {self.io} has no place for this model's HQ features; use {' or '.join(layouts)}")
+            raise UsageError(f"--io {self.io} has no place for this model's HQ features; use {', '.join(layouts)}")
         if self.hq != "late" and (self.multimask or self.hq_token_only):
             raise UsageError("--multimask and --hq-token-only belong to HQ-SAM models (sam_hq_*)")
         if self.hq != "none" and self.return_single_mask:
@@ -163,7 +167,7 @@ class Interface:
     @property
     def foreign_hq(self) -> bool:
         """Whether the HQ work stays in the decoder, where the foreign layout has it."""
-        return self.hq != "none" and self.io != "contract"
+        return self.hq != "none" and self.io in ("edgesam-dyt", "sam")
 
     def parts(self, *, promptable: bool = True) -> dict[str, PartSpec]:
         """What the artifact consists of, in the order it runs."""
@@ -220,6 +224,9 @@ class Interface:
         frame = f"(x, y) in pixels of the {size} frame"
         codes = ", ".join(f"{code} {name}" for name, code in LABEL_CODES.items() if self.empty_slots or code != -10)
         coords = TensorSpec("point_coords", (batch, points, 2), "float32", "coords", frame, size)
+        if self.io == "edgesam-npu":
+            meaning = f"sin and cos of 2 pi (2 (c + 0.5) / {size} - 1) @ {PE_MATRIX}, c the points' (x, y)"
+            coords = TensorSpec("point_embedding_pe", (batch, points, self.embed_dim), meaning=meaning)
         specs = [self._embedding, coords, TensorSpec("point_labels", (batch, points), "float32", "labels", codes)]
         if self.io == "edgesam-dyt":
             specs += [
@@ -231,7 +238,7 @@ class Interface:
             ]
         if self.io == "sam":  # its exporter puts the features second, and lets any number of them stand there
             specs[1:1] = [replace(f, shape=("num_features", *f.shape[1:])) for f in self._features()]
-        elif self.io == "contract":
+        elif not self.foreign_hq:
             specs[1:1] = self._features()
         else:
             specs += self._features()
@@ -257,7 +264,7 @@ class Interface:
         masks = self._masks("masks", "logits; token 0 single-mask, 1 to 3 multi-mask")
         if self.hq != "none":
             masks = self._masks("masks", f"logits of the HQ mask{self._hq_choice}")
-        if self.io == "edgesam":
+        if self.io in ("edgesam", "edgesam-npu"):
             return self._scores, masks
         if self.io == "edgesam-dyt":
             size = self.image_size
@@ -299,6 +306,13 @@ class Interface:
             "mask_upsampling": "bilinear to the model frame, crop to the resized picture, bilinear to the original",
             "padding_point": "append (0, 0) with label -1 to a prompt that has no box; append none to one that has",
         }
+
+
+def encode_positions(coords: NDArray[Any], matrix: NDArray[Any], image_size: int) -> NDArray[np.float32]:
+    """What the host computes in the layout edgesam-npu: (B, N, 2) in the model frame -> (B, N, 2F), sines first."""
+    positions = 2 * (coords.astype(np.float64) + 0.5) / image_size - 1
+    angles = 2 * np.pi * (positions @ matrix.astype(np.float64))
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=-1).astype(np.float32)
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,11 @@ from edgesam_deploy.contract import (
     DYNAMIC,
     IMAGE_ENCODER,
     MASK_DECODER,
+    PE_MATRIX,
     SEGMENTER,
     Interface,
     SegmenterInterface,
+    encode_positions,
     interface_from,
 )
 from edgesam_deploy.errors import BundleError, PromptError
@@ -79,6 +81,7 @@ class BundlePredictor(PromptPredictor):
         self.image_size = interface.image_size
         self._encoder = runners[IMAGE_ENCODER]
         self._decoder = runners.get(MASK_DECODER)
+        self._pe_matrix = _pe_matrix(bundle) if interface.io == "edgesam-npu" else None
         self._full: FloatArray | None = None  # foreign layouts: the last call's masks, larger than the low-resolution
 
     @property
@@ -156,6 +159,9 @@ class BundlePredictor(PromptPredictor):
             inputs["has_mask_input"] = np.full(step, mask_input is not None, np.float32)
         if self.interface.io == "sam":
             inputs["orig_im_size"] = np.array(self.original_size, np.float32)
+        if self._pe_matrix is not None:
+            coords = inputs.pop("point_coords")
+            inputs["point_embedding_pe"] = encode_positions(coords, self._pe_matrix, self.image_size)
         if self.interface.io == "edgesam-dyt":
             inputs |= _box_apart(inputs["point_coords"], inputs["point_labels"])
         outputs = self._decoder(inputs)  # type: ignore[misc]
@@ -165,6 +171,15 @@ class BundlePredictor(PromptPredictor):
             return Answers(outputs["low_res_masks"], scores)
         sam = outputs.get("masks_sam")
         return Answers(outputs["masks"][:count], outputs["scores"][:count], None if sam is None else sam[:count])
+
+
+def _pe_matrix(bundle: Bundle) -> FloatArray:
+    """(2, F), from the sidecar: float32, little endian, row by row."""
+    path = bundle.path / f"{PE_MATRIX}.bin"
+    try:
+        return np.fromfile(path, "<f4").reshape(2, -1)
+    except (OSError, ValueError) as e:
+        raise BundleError(f"{path} cannot be read; edgesam-deploy verify {bundle.path} tells what is missing") from e
 
 
 def _box_apart(coords: FloatArray, labels: FloatArray) -> dict[str, NDArray[Any]]:

@@ -37,7 +37,7 @@ def capture(model: Sam | Cwsam, interface: Interface | SegmenterInterface) -> li
     """
     programs = []
     for name, part in interface.parts(promptable=model.promptable).items():
-        inputs = tuple(spec for spec in part.inputs if spec.role != "original_size")  # that one is the tail's
+        inputs = _traced_inputs(interface, part)
         programs.append(trace(name, _module(name, model, interface), inputs, _traced_outputs(interface, part)))
     return programs
 
@@ -58,11 +58,21 @@ def part_macs(config: SamConfig | CwsamConfig, interface: Interface | SegmenterI
             module = _module(name, blank, interface)
             inputs = {
                 spec.name: torch.zeros(spec.bound(DEFAULT_SIZES), dtype=getattr(torch, spec.dtype))
-                for spec in part.inputs
-                if spec.role != "original_size"
+                for spec in _traced_inputs(interface, part)
             }
             counts[name] = model_macs(module, **inputs)
     return counts
+
+
+def _traced_inputs(interface: Interface | SegmenterInterface, part: PartSpec) -> tuple[TensorSpec, ...]:
+    """What the part itself takes: ``orig_im_size`` is the tail's, and positions are encoded inside until a pass hoists
+    that.
+    """
+    inputs = tuple(spec for spec in part.inputs if spec.role != "original_size")
+    if isinstance(interface, Interface) and interface.io == "edgesam-npu":
+        coords = {s.name: s for s in replace(interface, io="contract").decoder_inputs()}["point_coords"]
+        return tuple(coords if spec.name == "point_embedding_pe" else spec for spec in inputs)
+    return inputs
 
 
 def _traced_outputs(interface: Interface | SegmenterInterface, part: PartSpec) -> tuple[TensorSpec, ...]:

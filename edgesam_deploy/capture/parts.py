@@ -100,7 +100,7 @@ class MaskDecoderPart(nn.Module):
         masks, scores, *sam = self._decode(image_embeddings, prompt, hq_features)
         if interface.scores == "stability":
             scores = stability_score(masks)
-        if interface.io == "edgesam":
+        if interface.io in ("edgesam", "edgesam-npu"):
             return scores, masks
         if interface.io == "edgesam-dyt":
             size = (interface.image_size, interface.image_size)

@@ -305,6 +305,18 @@ def stability_score(
     return (inner / np.maximum(outer, 1)).astype(np.float32).reshape(lead)
 
 
+def soft_stability_score(logits: NDArray[np.floating[Any]], offset: float = 1.0) -> NDArray[np.float32]:
+    """``stability_score`` with each pixel counted by a steep sigmoid, 50 per logit, as NPU exports of SAM do."""
+
+    def count(cut: float) -> NDArray[np.float64]:
+        # the exponent's limit keeps exp finite; a pixel there counts as 0 to all digits
+        steep = np.clip(-50 * (logits.astype(np.float64) - cut), None, 700)
+        total: NDArray[np.float64] = (1 / (1 + np.exp(steep))).sum((-1, -2))
+        return total
+
+    return (count(offset) / np.maximum(count(-offset), 1)).astype(np.float32)
+
+
 def _axes(
     shape: tuple[int, ...], input_size: Size, original_size: Size, image_size: int
 ) -> tuple[Sequence[_Strip], Sequence[_Strip]]:

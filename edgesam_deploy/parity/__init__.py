@@ -65,17 +65,24 @@ def measure_on(
     progress: Progress = lambda _: None,
 ) -> Parity:
     """Parity on exactly these pictures."""
-    bounds = BOUNDS[precision]
-    compared = _compared(model, artifact, pictures, bounds, progress)
+    bounds, soft = BOUNDS[precision], _counts_softly(artifact)
+    compared = _compared(model, artifact, pictures, bounds, progress, soft=soft)
     verdict, reasons = judge(*compared, bounds)
     parity = Parity(verdict, reasons, artifact.executed, _described(model), precision, bounds, compared[0])
     if isinstance(artifact, BundlePredictor):
         parity.skipped = usable_cases(artifact.interface)[1]
-    own = model.in_own_form()
+    own = model.in_own_form() or (model if soft else None)
     if own is not None:
         rows, _ = _compared(own, artifact, dict(list(pictures.items())[:2]), bounds, progress)
-        parity.faithful = {"reference": _described(own), "summary": summarise(rows)}
+        counted = ", pixels counted one by one" if soft else ""
+        parity.faithful = {"reference": _described(own) + counted, "summary": summarise(rows)}
     return parity
+
+
+def _counts_softly(artifact: BundlePredictor | BundleSegmenter) -> bool:
+    """Whether a pass let the stability score count pixels by sigmoids, as some compilers want it."""
+    passes = [step for part in artifact.bundle.manifest["parts"].values() for step in part.get("passes", ())]
+    return any(step["name"] == "legalize_comparison_sums" and step["sites"] for step in passes)
 
 
 def _compared(
@@ -84,6 +91,8 @@ def _compared(
     pictures: Pictures,
     bounds: Bounds,
     progress: Progress,
+    *,
+    soft: bool = False,
 ) -> tuple[list[Difference], list[str]]:
     if isinstance(artifact, BundleSegmenter):
         from edgesam_deploy.model.cwsam.predictor import CwsamPredictor
@@ -93,7 +102,7 @@ def _compared(
 
     interface = artifact.interface
     choices = {"multimask": interface.multimask, "hq_token_only": interface.hq_token_only}
-    return compare(SamPredictor(cast("Sam", model), **choices), artifact, pictures, bounds, progress)
+    return compare(SamPredictor(cast("Sam", model), **choices), artifact, pictures, bounds, progress, soft=soft)
 
 
 def _described(model: Sam | Cwsam) -> str:

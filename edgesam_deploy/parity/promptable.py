@@ -27,8 +27,13 @@ def compare(
     pictures: Mapping[str, NDArray[np.uint8]],
     bounds: Bounds,
     progress: Progress = lambda _: None,
+    *,
+    soft: bool = False,
 ) -> tuple[list[Difference], list[str]]:
-    """Every output of every case on every picture, and the detectors' findings (an empty list is good)."""
+    """Every output of every case on every picture, and the detectors' findings (an empty list is good).
+
+    ``soft``: the artifact was asked to count a stability score's pixels by sigmoids, so the reference does as well.
+    """
     rows: list[Difference] = []
     findings: list[str] = []
     embeddings: list[tuple[FloatArray, FloatArray]] = []
@@ -42,7 +47,7 @@ def compare(
         embeddings.append(pairs["embeddings"])
         if artifact.has_decoder:
             with _one_thread():
-                found, more = _prompt_rows(reference, artifact, name, cases, bounds)
+                found, more = _prompt_rows(reference, artifact, name, cases, bounds, soft)
             rows += found
             findings += more
     findings += ignores_input("embeddings ignore the picture", embeddings)
@@ -81,7 +86,7 @@ def _numpy(features: Any) -> FloatArray:
 
 
 def _prompt_rows(
-    reference: PromptPredictor, artifact: BundlePredictor, name: str, cases: Sequence[Case], bounds: Bounds
+    reference: PromptPredictor, artifact: BundlePredictor, name: str, cases: Sequence[Case], bounds: Bounds, soft: bool
 ) -> tuple[list[Difference], list[str]]:
     rows: list[Difference] = []
     findings: list[str] = []
@@ -91,9 +96,9 @@ def _prompt_rows(
         prompt = case.prompt(*reference.original_size)
         if case.mask and logits is not None:
             prompt["mask_input"] = logits
-        theirs, ours = (_answers(p, prompt, artifact) for p in (reference, artifact))
+        theirs, ours = (_answers(p, prompt, artifact, soft) for p in (reference, artifact))
         logits = theirs.logits[:1, :1] if logits is None else logits
-        rows += _case_rows(reference, artifact, name, case, theirs, ours, bounds)
+        rows += _case_rows(reference, artifact, name, case, theirs, ours, bounds, soft)
         findings += dead(f"logits of {name}, {case.name}", theirs.logits, ours.logits)
         if theirs.logits.shape[0] == 1:
             pairs.append((theirs.logits, ours.logits))
@@ -101,7 +106,7 @@ def _prompt_rows(
     return rows, findings
 
 
-def _answers(predictor: PromptPredictor, prompt: dict[str, Any], artifact: BundlePredictor) -> Answers:
+def _answers(predictor: PromptPredictor, prompt: dict[str, Any], artifact: BundlePredictor, soft: bool) -> Answers:
     """Of all masks, or of the one that the artifact's layout chooses."""
     stability = artifact.interface.scores == "stability"
     prompts, masks = predictor.prepared(**prompt)
@@ -109,9 +114,9 @@ def _answers(predictor: PromptPredictor, prompt: dict[str, Any], artifact: Bundl
         return Answers(*predictor.decode(prompts, masks))
     logits, scores, sam = predictor.decode(prompts, masks)
     if stability:
-        from edgesam_deploy.model.transforms import stability_score
+        from edgesam_deploy.model.transforms import soft_stability_score, stability_score
 
-        scores = stability_score(logits, predictor.mask_threshold)
+        scores = soft_stability_score(logits) if soft else stability_score(logits, predictor.mask_threshold)
     if artifact.interface.return_single_mask:
         best = official_choice(scores, prompts)
         return Answers(logits[:, best : best + 1], scores[:, best : best + 1])
@@ -132,12 +137,14 @@ def _case_rows(
     theirs: Answers,
     ours: Answers,
     bounds: Bounds,
+    soft: bool,
 ) -> Iterator[Difference]:
     apart = _masks_apart(reference, artifact, theirs.logits, ours.logits, bounds)
     yield difference(picture, case.name, "logits", theirs.logits, ours.logits, **apart)
     if theirs.sam is not None and ours.sam is not None:  # a foreign layout has no room for it
         yield difference(picture, case.name, "logits_sam", theirs.sam, ours.sam)
-    pixels = _score_pixels(theirs, ours.scores, bounds) if artifact.interface.scores == "stability" else None
+    counted = artifact.interface.scores == "stability" and not soft
+    pixels = _score_pixels(theirs, ours.scores, bounds) if counted else None
     yield difference(
         picture, case.name, "scores", theirs.scores, ours.scores, order_kept=_order_kept(theirs.scores, ours.scores),
         best_mask_flip=_best_mask_flip(theirs.scores, ours.scores), score_pixels=pixels,

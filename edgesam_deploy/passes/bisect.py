@@ -19,9 +19,11 @@ import numpy as np
 
 from edgesam_deploy.contract import sample_inputs
 from edgesam_deploy.errors import MissingToolkit
-from edgesam_deploy.passes.correspondence import Region, View, agreement, first_true, partners, view_of
+from edgesam_deploy.passes.aten_view import AtenView
+from edgesam_deploy.passes.correspondence import Region, View, agreement, first_true, partners
 from edgesam_deploy.passes.engine import FEW, FLOOR, SEEDS, Pass
 from edgesam_deploy.passes.execute import Arrays, relative_l2, run_program
+from edgesam_deploy.passes.onnx_view import OnnxView
 from edgesam_deploy.passes.program import Program
 
 Kind = Literal["left its bound", "accumulated", "raised", "malformed"]
@@ -155,6 +157,11 @@ def _check(program: Program) -> None:
         program.aten.graph.lint()
 
 
+def view_of(program: Program) -> View:
+    """The program's values by name."""
+    return AtenView(program) if program.dialect == "aten" else OnnxView(program)
+
+
 # --- a pass that left its bound --------------------------------------------------------------------------------------
 
 
@@ -180,7 +187,15 @@ def _locate(
     if out is None:
         return found
     earlier = old.region(was, agreed.shared, set())
-    return _dump(found, old, earlier, new, region, inputs, out)
+    try:
+        return _dump(found, old, earlier, new, region, inputs, out)
+    except Exception as e:  # the finding is worth more than its files
+        return replace(found, message=_unwritten(found, e))
+
+
+def _unwritten(found: Finding, error: Exception) -> str:
+    text = f"its sub-graph could not be written ({type(error).__name__}: {str(error).splitlines()[:1]})"
+    return f"{found.message}; {text}" if found.message else text
 
 
 def _name(old: View, new: View, was: str, now: str, same: Callable[[str, str], bool]) -> tuple[str, str]:
@@ -196,7 +211,9 @@ def _name(old: View, new: View, was: str, now: str, same: Callable[[str, str], b
     return was, ""
 
 
-def _dump(found: Finding, old: View, earlier: Region, new: View, region: Region, inputs: Arrays, out: Path) -> Finding:
+def _dump(
+    found: Finding, old: View, earlier: Region, new: View, region: Region, inputs: tuple[Arrays, Arrays], out: Path
+) -> Finding:
     folder = out / f"{found.part}.{found.pass_name}"
     folder.mkdir(parents=True, exist_ok=True)
     expected = old.values(inputs[0], [earlier.end])[earlier.end]
@@ -235,23 +252,24 @@ def _raised(program: Program, rewrite: Pass, error: Exception, inputs: Arrays, o
         return found
     node, depth = names[first], 1
     found = replace(found, node=node)
-    while depth <= len(names):
+    try:
+        while not raises(view.piece(view.near(node, depth), inputs)):
+            region = view.near(node, depth)
+            if set(region.inputs) <= view.sources:
+                return found
+            depth += 1
         region = view.near(node, depth)
-        piece = view.piece(region, inputs)
-        if raises(piece.copy()):
-            break
-        if not region.inputs or set(region.inputs) <= view.sources:
+        found = replace(found, region=tuple(region.nodes))
+        if out is None:
             return found
-        depth += 1
-    found = replace(found, region=tuple(region.nodes))
-    if out is None:
-        return found
-    folder = out / f"{found.part}.{found.pass_name}"
-    folder.mkdir(parents=True, exist_ok=True)
-    np.savez(folder / "inputs.npz", **view.values(inputs, region.inputs))  # type: ignore[arg-type]
-    path = view.write(region, inputs, folder / "before")
-    recipe = view.recipe_of_pass(path, rewrite.run)
-    (folder / "reproduce.py").write_text(recipe)
+        folder = out / f"{found.part}.{found.pass_name}"
+        folder.mkdir(parents=True, exist_ok=True)
+        np.savez(folder / "inputs.npz", **view.values(inputs, region.inputs))  # type: ignore[arg-type]
+        path = view.write(region, inputs, folder / "before")
+        recipe = view.recipe_of_pass(path, rewrite.run)
+        (folder / "reproduce.py").write_text(recipe)
+    except Exception as e:  # the finding is worth more than its files
+        return replace(found, message=_unwritten(found, e))
     return replace(found, folder=folder, recipe=recipe)
 
 
@@ -270,9 +288,12 @@ def _malformed(after: Program, rewrite: Pass, error: Exception, inputs: dict[int
         folder = out / f"{found.part}.{found.pass_name}"
         folder.mkdir(parents=True, exist_ok=True)
         region = view.near(node, 1)
-        np.savez(folder / "inputs.npz", **view.values(values, region.inputs))  # type: ignore[arg-type]
-        path = view.write(region, values, folder / "after", runs=False)
-        recipe = view.recipe(path)
-        (folder / "reproduce.py").write_text(recipe)
+        try:
+            np.savez(folder / "inputs.npz", **view.values(values, region.inputs))  # type: ignore[arg-type]
+            path = view.write(region, values, folder / "after", runs=False)
+            recipe = view.recipe(path)
+            (folder / "reproduce.py").write_text(recipe)
+        except Exception as e:  # the finding is worth more than its files
+            return replace(found, message=_unwritten(found, e))
         return replace(found, folder=folder, recipe=recipe)
     return found

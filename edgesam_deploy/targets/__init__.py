@@ -11,6 +11,7 @@ from edgesam_deploy.targets.base import Target
 
 TARGETS: dict[str, str] = {
     "onnx": "edgesam_deploy.targets.onnx:OnnxTarget",
+    "npu": "edgesam_deploy.targets.npu:NpuTarget",
 }
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from edgesam_deploy.passes.engine import Pass
     from edgesam_deploy.passes.program import Program
 
+NPU_POINTS = 5  # what its apps send
 Arrays = Mapping[str, NDArray[Any]]
 
 
@@ -52,14 +53,16 @@ class Target(ABC):
     rules: ClassVar[str]
 
     points: int | Literal["dynamic"] | None = option(
-        None, f"Prompt slots, the padding point counted, or 'dynamic'. Default {DEFAULT_POINTS}; dynamic with --io."
+        None,
+        f"Prompt slots, the padding point counted, or 'dynamic'. Default {DEFAULT_POINTS}; "
+        f"{NPU_POINTS} with --io edgesam-npu, else dynamic with --io.",
     )
     batch: int | Literal["dynamic"] = option(1, "Prompts per call on one image, or 'dynamic'.")
     mask_input: bool = option(False, "Take the logits of an earlier call as an extra prompt.")
     scores: Literal["iou", "stability"] = option("iou", "Predicted IoU, or the stability score computed in the graph.")
-    io: Literal["contract", "edgesam", "edgesam-dyt", "sam"] = option(
+    io: Literal["contract", "edgesam", "edgesam-dyt", "edgesam-npu", "sam"] = option(
         "contract",
-        "Inputs and outputs: this project's contract, or what apps for edgesam, edgesam-dyt or sam (and sam-hq) speak.",
+        "Inputs and outputs: this project's contract, or what apps for edgesam, edgesam-dyt, edgesam-npu or sam speak.",
     )
     return_single_mask: bool = option(False, "With --io sam: one mask, chosen as the official decoder does.")
     multimask: bool = option(False, "HQ-SAM: sharpen the best of SAM's masks 1 to 3 instead of mask 0.")
@@ -85,9 +88,9 @@ class Target(ABC):
         return self._promptable(config.image_size, config.embed_dim, hq, shapes)
 
     def _semantic(self, config: CwsamConfig) -> SegmenterInterface:
-        shared = {"argmax", "embed_preprocess"}
-        for f in fields(Target):
-            if f.name not in shared and getattr(self, f.name) != f.default:
+        common = {f.name for f in fields(Target)} - {"argmax", "embed_preprocess"}
+        for f in fields(self):
+            if f.name in common and getattr(self, f.name) != f.default:
                 flag = "--" + f.name.replace("_", "-")
                 raise UsageError(f"{flag}: a semantic model takes no prompts; leave it out")
         return SegmenterInterface(config.image_size, config.classes, self.argmax, self.embed_preprocess)
@@ -95,7 +98,8 @@ class Target(ABC):
     def _promptable(
         self, image_size: int, embed_dim: int, hq: Hq, intermediate: tuple[tuple[int, int, int], ...]
     ) -> Interface:
-        points: int | Literal["dynamic"] = DEFAULT_POINTS if self.io == "contract" else "dynamic"
+        static = {"contract": DEFAULT_POINTS, "edgesam-npu": NPU_POINTS}
+        points: int | Literal["dynamic"] = static.get(self.io, "dynamic")
         if self.points is not None:
             points = self.points
         return Interface(

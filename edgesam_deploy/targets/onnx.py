@@ -42,10 +42,13 @@ class OnnxTarget(Target):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._check_opset()
+        if self.precision != "fp32":
+            raise UsageError(f"--precision {self.precision}: the {self.name} target has fp32")
+
+    def _check_opset(self) -> None:
         if self.opset not in IR_VERSIONS:
             raise UsageError(f"--opset {self.opset}: must be 18 to 23")
-        if self.precision != "fp32":
-            raise UsageError(f"--precision {self.precision}: the onnx target has fp32")
 
     def pipeline(self, config: SamConfig | CwsamConfig) -> tuple[Pass, ...]:
         from edgesam_deploy.passes import aten, onnx
@@ -62,6 +65,7 @@ class OnnxTarget(Target):
             aten.legalize_bicubic,
             aten.channel_last_upscaling,
             aten.limit_rank,  # before indices become slices, which would hide the cutting of q, k and v
+            *((aten.hoist_positional_encoding,) if self.io == "edgesam-npu" else ()),
             aten.gather_to_slice,
             aten.decompose_spatial_mean,  # ONNX Runtime sums a whole map in one fp32 register
             aten.eliminate_dead,  # last at this level: the exporter would lower dead operators too

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,11 @@ from passes.programs import Calls, counts, parsed, randomise, traced
 from torch import Tensor, nn
 
 import edgesam_deploy.passes as passes_package
-from edgesam_deploy.contract import sample_inputs
+from edgesam_deploy.contract import Role, sample_inputs
 from edgesam_deploy.model.cwsam.configs import ExpertsConfig
 from edgesam_deploy.model.cwsam.experts import TokenChoice
-from edgesam_deploy.model.layers import LayerNorm2d
+from edgesam_deploy.model.layers import DynamicTanh, LayerNorm2d
+from edgesam_deploy.model.prompt_encoder import PositionEmbeddingRandom
 from edgesam_deploy.model.transformer import Attention
 from edgesam_deploy.passes import aten, onnx
 from edgesam_deploy.passes.engine import Engine, Pass
@@ -29,7 +31,10 @@ ALL = [(room, name) for room, module in ROOMS.items() for name in module.__all__
 FOLDER = Path(next(iter(passes_package.__path__)))
 VERBS = ("decompose", "fuse", "fold", "legalize", "absorb", "eliminate", "canonicalize", "quantize", "merge", "limit",
          "freeze", "narrow", "set", "simplify", "split")  # fmt: skip
-NAMED_OTHERWISE = {"channel_last_upscaling", "gather_to_slice"}
+NAMED_OTHERWISE = {
+    "boolean_to_float", "channel_last_upscaling", "gather_to_slice", "gelu_to_tanh", "hoist_positional_encoding",
+    "linear_to_conv",
+}  # fmt: skip
 
 
 FACTORIES = {"freeze_dims": {"n": 2}, "set_opset": 20, "split_large_ops": 12}  # passes that take an argument
@@ -76,8 +81,9 @@ def test_no_state_between_runs(room: str, name: str) -> None:
     steps = []
     for _ in range(2):
         engine = Engine("off")
-        after = engine.run(lively() if room == "aten" else debris(), (get(room, name),))
-        steps.append((engine.steps[0].sites, counts(after)))
+        programs = (lively(), prompted()) if room == "aten" else (debris(),)
+        after = [counts(engine.run(program, (get(room, name),))) for program in programs]
+        steps.append(([step.sites for step in engine.steps], after))
     assert steps[0] == steps[1]
 
 
@@ -135,8 +141,44 @@ PIPELINE = (
 )  # fmt: skip
 
 
+@cache  # the engine works on copies
 def lively() -> Program:
     return traced(randomise(Calls(lambda s, x: s.net(x), net=Lively()), spread=0.3), (1, 3, 32, 40))
+
+
+class Prompted(nn.Module):
+    """Something for every aten pass that runtimes without these operators add: an image x, points y, labels z."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.dyt = nn.Conv2d(3, 8, 1), DynamicTanh(8, channels_last=False)
+        self.neck, self.norm = nn.Conv2d(8, 8, 3, padding=1), LayerNorm2d(8)
+        self.tokens = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 8))
+        self.places, self.row = PositionEmbeddingRandom(4), nn.Embedding(1, 8)
+
+    def forward(self, x: Tensor, coords: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.norm(self.neck(self.dyt(self.conv(x))))
+        mean = x.mean(1, keepdim=True)
+        x = (x - mean) / torch.sqrt((x - mean).pow(2).mean(1, keepdim=True) + 1e-6)
+        x = F.interpolate(0.5 * x * (1 + torch.erf(x / 2**0.5)), scale_factor=2, mode="bilinear")
+        prompt = self.places.encode((coords + 0.5) / 1024) + (labels[..., None] == -1) * self.row.weight
+        masks = self.tokens(prompt) @ x.flatten(2)
+        return masks, (masks > 1).float().sum(-1) / masks.shape[-1]
+
+
+NPU_PIPELINE = (
+    aten.eliminate_identity, aten.fold_constants, aten.fuse_channel_norm, aten.fuse_gelu, aten.boolean_to_float,
+    aten.legalize_resize, aten.fold_dyt_affine, aten.decompose_layer_norm_2d, aten.decompose_layer_norm,
+    aten.linear_to_conv,
+)  # fmt: skip
+ROUGH_PIPELINE = (aten.gelu_to_tanh, aten.legalize_comparison_sums, aten.hoist_positional_encoding)
+
+
+@cache
+def prompted() -> Program:
+    module = Calls(lambda s, x, y, z: s.net(x, y, z), net=randomise(Prompted(), spread=0.3))
+    roles: dict[str, Role] = {"y": "coords", "z": "labels"}
+    return traced(module, (1, 3, 12, 10), (2, 5, 2), (2, 5), outputs=2, roles=roles)
 
 
 def debris() -> Program:
@@ -201,7 +243,8 @@ def test_the_aten_passes_together() -> None:
     before = lively()
     engine = Engine("fast")
     after = engine.run(before, PIPELINE)
-    assert set(aten.__all__) <= {step.name for step in engine.steps}, "a new pass goes into this pipeline"
+    everywhere = {p.name for p in (*PIPELINE, *NPU_PIPELINE, *ROUGH_PIPELINE)}
+    assert set(aten.__all__) <= everywhere, "a new pass goes into one of the pipelines here"
     idle = {step.name for step in engine.steps if not step.sites}
     assert idle <= {"eliminate_dead"}, "the passes before it clean up after themselves"
     found = counts(after)
@@ -217,6 +260,23 @@ def test_the_aten_passes_together() -> None:
     lowered = engine.run(after, (lower_to_onnx(20, 9),))
     assert relative_l2(expected, run_program(lowered, inputs)["out0"]) < 1e-5
     assert engine.run(after, PIPELINE) is after
+
+
+def test_the_aten_passes_of_npus_together() -> None:
+    before = prompted()
+    engine = Engine("fast")
+    after = engine.run(before, NPU_PIPELINE)
+    assert [step.name for step in engine.steps if not step.sites] == []
+    assert not {"layer_norm", "linear", "erf", "eq", "upsample_bilinear2d"} & set(counts(after))
+    assert engine.run(after, NPU_PIPELINE) is after
+    inputs = sample_inputs(before.inputs, 9)
+    expected, lowered = run_program(before, inputs), engine.run(after, (lower_to_onnx(20, 9),))
+    assert relative_l2(expected["out0"], run_program(lowered, inputs)["out0"]) < 1e-5
+    engine = Engine("fast")
+    rough = engine.run(after, ROUGH_PIPELINE)
+    assert [step.name for step in engine.steps if not step.sites] == []
+    assert not {"gt", "sin", "cos"} & set(counts(rough))
+    assert engine.run(rough, (*NPU_PIPELINE, *ROUGH_PIPELINE)) is rough
 
 
 def test_the_onnx_passes_each_find_something() -> None:

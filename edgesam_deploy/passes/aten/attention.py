@@ -1,8 +1,8 @@
 """Recognising multi-head attention between few tokens and many: what the passes that rewrite it share.
 
-    q ── linear ── split ── (x scale) ──┐
-    k ── linear ── split ───────────────@── (+ bias) ── softmax ──@── join ── linear ── out
-    v ── linear ── split ─────────────────────────────────────────┘
+q ── linear ── split ── (x scale) ──┐
+k ── linear ── split ───────────────@── (+ bias) ── softmax ──@── join ── linear ── out
+v ── linear ── split ─────────────────────────────────────────┘
 """
 
 from __future__ import annotations
@@ -101,12 +101,12 @@ def _match(graph: AtenGraph, out: Node) -> Attention | None:
     if q is not None and q.target == aten.mul.Tensor and only_reader(q) and isinstance(q.args[1], float):
         q, scale = q.args[0], q.args[1]  # type: ignore[assignment]
     k = _swapped(k, {2, 3})
-    parts = [_projection(graph, node) for node in (q, k, v)]
+    queries, keys, values = (_projection(graph, node) for node in (q, k, v))
     weights = _weights(graph, out)
-    if weights is None or None in parts:
+    if weights is None or queries is None or keys is None or values is None:
         return None
-    heads = {shape(p.heads)[1] for p in parts if p is not None}
-    return Attention(*parts, heads.pop(), scale, bias, out, *weights) if len(heads) == 1 else None  # type: ignore[arg-type]
+    heads = {shape(p.heads)[1] for p in (queries, keys, values)}
+    return Attention(queries, keys, values, heads.pop(), scale, bias, out, *weights) if len(heads) == 1 else None
 
 
 def _read(node: Any, operator: Any) -> Node | None:

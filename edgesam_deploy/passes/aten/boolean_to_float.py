@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from edgesam_deploy.passes.aten.eliminate_identity import CHECKS
+from edgesam_deploy.passes.aten.eliminate_identity import ALWAYS, CHECKS
 from edgesam_deploy.passes.aten.graph import AtenGraph
 from edgesam_deploy.passes.engine import exact
 from edgesam_deploy.passes.program import Program
@@ -23,7 +23,7 @@ INTEGRAL = {
     aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.rsub.Scalar, aten.neg.default, aten.cat.default,
     aten.stack.default, aten.unsqueeze.default, aten.squeeze.dim, aten.expand.default, aten.reshape.default,
     aten.view.default, aten.flatten.using_ints, aten.slice.Tensor, aten.select.int, aten.permute.default,
-    aten.transpose.int, aten.clone.default, aten.to.dtype, aten._to_copy.default,
+    aten.transpose.int, aten.to.dtype, aten._to_copy.default, *ALWAYS,
 }  # fmt: skip
 
 
@@ -34,7 +34,7 @@ def boolean_to_float(program: Program) -> int:
         (labels == v) ── cast ── * row        relu(1 - (labels - v)^2) ── * row
         (labels >= v) ── cast ── * row        relu(1 - relu(v - labels)) ── * row
 
-    Why: Equal, Greater and casts from bool are what NPU compilers refuse in SAM's prompt encoder (8 of them in the
+    Why: Equal, Greater and casts from bool are what NPU compilers refuse in SAM's prompt encoder (7 of them in the
     decoder). Exact for whole numbers: one that differs from v differs by 1 or more. So only values that are whole by
     the contract are compared this way: the label codes (-10, -2, -1, 0, 1, 2, 3), flags, and sums and products of them.
     """

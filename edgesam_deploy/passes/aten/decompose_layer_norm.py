@@ -20,10 +20,10 @@ def decompose_layer_norm(program: Program) -> int:
         x ── layer_norm(w, b, eps) ── y        d = (x - mean x) / 32
                                                x ── d ── d * min(rsqrt(mean(d d) + eps / 32^2), cap) ── * w ── + b ── y
 
-    Why: runtimes without the operator square the centred value, and in fp16 that overflows from 256 on; LayerNorm's
-    input in this family reaches 1,000. Divided by 32 first, 8,160 still fits, and deviations down to 0.05 keep their
-    square. eps / 32^2 is 0 in fp16, so that a row of equal values would become 0 * inf: ``cap``, the power of two
-    from 32 / sqrt(eps) on (32,768 for 1e-6), is never reached in fp32 and holds fp16 together.
+    Why: runtimes without the operator square the centred value, and in fp16 that overflows from 256 on. Divided by 32
+    first, 8,160 still fits, and rows whose deviation is 0.05 keep two digits of its square. eps / 32^2 is 0 in fp16, so
+    that a row of equal values would become 0 * inf: ``cap``, the power of two from 32 / sqrt(eps) on (32,768 for 1e-6),
+    is never reached in fp32 and holds fp16 together (for eps of 1e-6 and more).
     Exact: the scale is a power of two and cancels; the last axis or several trailing ones.
     """
     sites = 0

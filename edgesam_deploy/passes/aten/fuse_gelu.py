@@ -55,7 +55,7 @@ def spelled_gelu(graph: AtenGraph, bend: Node) -> tuple[Node, Node] | None:
     """x and the node that is its GELU, spelled out around ``bend``, an erf or tanh."""
     inner = bend.args[0]
     assert isinstance(inner, Node)
-    for x in _behind(inner):
+    for x in behind(inner):
         if not _close(polynomial(graph, inner, (x,)), KINDS[bend.target][1]):
             continue
         node = bend
@@ -69,7 +69,7 @@ def spelled_gelu(graph: AtenGraph, bend: Node) -> tuple[Node, Node] | None:
     return None
 
 
-def _behind(node: Node) -> list[Node]:
+def behind(node: Node) -> list[Node]:
     """The nodes that ``node`` is computed from by arithmetic of at most DEPTH operators, itself included."""
     found = {node: None}
     level = [node]

@@ -12,7 +12,7 @@ from torch.export.graph_signature import InputKind, TensorArgument
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
-from edgesam_deploy.passes.aten.fuse_gelu import Polynomial, polynomial
+from edgesam_deploy.passes.aten.fuse_gelu import Polynomial, behind, polynomial
 from edgesam_deploy.passes.aten.graph import AtenGraph, argument, only_reader, shape
 from edgesam_deploy.passes.engine import adapting, exact
 from edgesam_deploy.passes.program import Program
@@ -48,8 +48,8 @@ def hoist_positional_encoding(program: Program) -> int:
 
         point_coords ── ((c + 0.5) / S * 2 - 1) @ G * 2 pi ── cat(sin, cos) ── y        point_embedding_pe ── y
 
-    Why: NPUs have no Sin and Cos, and angles of several hundred radians have no digits left in fp16. For a handful of
-    points the host needs microseconds. G (2, F) leaves as the sidecar ``pe_gaussian_matrix``. Exact: the host computes
+    Why: NPUs have no Sin and Cos, and fp16 knows an angle of 20 radians to 0.016 only. For a handful of points the host
+    needs microseconds. G (2, F) leaves as the sidecar ``pe_gaussian_matrix``. Exact: the host computes
     the same formula, in float64. Only where the coordinates are read for nothing else.
     """
     sites = 0
@@ -92,7 +92,7 @@ def _match(graph: AtenGraph, program: Program, node: Node) -> _Encoding | None:
 
 def _matrix(graph: AtenGraph, angles: Any, coords: Node, extent: int) -> torch.Tensor | None:
     """G, where ``angles`` is 2 pi ((coords + 0.5) / extent * 2 - 1) @ G."""
-    product = next((n for n in (angles, *angles.all_input_nodes) if n.target == aten.matmul.default), None)
+    product = next((n for n in behind(angles) if n.target == aten.matmul.default), None)
     if product is None:
         return None
     outer, inner = polynomial(graph, angles, (product,)), polynomial(graph, product.args[0], (coords,))

@@ -25,8 +25,8 @@ def legalize_resize(program: Program) -> int:
 
         x (B, C, h, w) ── bilinear ── y        x ── (x Aw^T) ── Ah (x Aw^T) ── y,   A (2h, h) with two entries a row
 
-    Why: TensorRT, TFLite and the NPUs know different subsets of Resize's coordinate modes and take another one where
-    theirs is missing: half a pixel, which moves EdgeSAM's masks by one pixel in the frame. Interpolation is linear and
+    Why: runtimes know different subsets of Resize's coordinate modes, and one that takes another mode for a missing
+    one shifts the map by up to half a pixel without a word. Interpolation is linear and
     separable; A is the interpolation of the identity along one axis. Exact; any rational scale. 256 -> 1,024 costs
     1.3 GMAC for 4 masks, so it is for targets that need it.
     """

@@ -15,6 +15,8 @@ from edgesam_deploy.passes.program import Program
 LIMIT = 64 * 2**20  # elements of a result: an Expand must not turn into a file
 NEVER = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
 
+SEQUENCES = {"SequenceEmpty", "SequenceConstruct", "SplitToSequence", "Optional"}  # what they make is no tensor
+
 
 @exact
 def fold_constants(program: Program) -> int:
@@ -59,7 +61,7 @@ def _shape_value(node: ir.Node) -> NDArray[Any] | None:
 
 
 def _foldable(node: ir.Node, inside: set[ir.Value]) -> bool:
-    if node.op_type in NEVER or node.domain not in ("", "ai.onnx") or not node.outputs:
+    if node.op_type in NEVER | SEQUENCES or node.domain not in ("", "ai.onnx") or not node.outputs:
         return False
     if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
         return False

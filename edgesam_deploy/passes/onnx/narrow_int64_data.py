@@ -19,7 +19,9 @@ SOURCES = ("Cast", "ConstantOfShape")  # an attribute says that their result is 
 LACKING = {
     "EyeLike", "Bernoulli",  # whose result takes the type of an operand that the schema does not tie to it
     "Unique",  # no int32 in ONNX Runtime
+    "CenterCropPad",  # ONNX Runtime runs it as its ONNX function, whose constants are int64
 }  # fmt: skip
+STUCK = {("Pad", 3)}  # the schema takes int32 axes, ONNX's own shape inference does not
 FORCED = "not standard ONNX: every int64 was forced to int32 for one vendor's compiler"
 
 
@@ -132,6 +134,8 @@ class _Narrowing:
 
     def fits(self, node: ir.Node, index: int) -> bool:
         array = constant(node.inputs[index])
+        if (node.op_type, index) in STUCK:
+            return False
         if array is None or array.dtype != np.int64 or index in SATURATING.get(node.op_type, ()):
             return True
         return bool(((LIMITS.min <= array) & (array <= LIMITS.max)).all())

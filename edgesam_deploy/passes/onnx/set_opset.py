@@ -192,17 +192,22 @@ def _wrong_type(node: ir.Node, schema: onnx.defs.OpSchema, version: int) -> str 
     allowed = {c.type_param_str: set(c.allowed_type_strs) for c in schema.type_constraints}
     for values, formal in ((node.inputs, schema.inputs), (node.outputs, schema.outputs)):
         for index, value in enumerate(values):
-            if value is None or not isinstance(value.type, ir.TensorType) or not formal:
+            if value is None or value.type is None or not formal:
                 continue
             wanted = formal[min(index, len(formal) - 1)].type_str
-            name = f"tensor({_type_name(value.type.dtype)})"
+            name = _type_name(value.type)
             if name not in allowed.get(wanted, {wanted}):
                 return f"opset {version} does not take {name} there"
     return None
 
 
-def _type_name(dtype: ir.DataType) -> str:
-    return str(onnx.helper.tensor_dtype_to_string(int(dtype)).removeprefix("TensorProto.").lower())
+def _type_name(kind: ir.TypeProtocol) -> str:
+    """As ONNX's schemas write it: seq(tensor(float))."""
+    if isinstance(kind, ir.SequenceType):
+        return f"seq({_type_name(kind.elem_type)})"
+    if isinstance(kind, ir.OptionalType):
+        return f"optional({_type_name(kind.elem_type)})"
+    return f"tensor({onnx.helper.tensor_dtype_to_string(int(kind.dtype)).removeprefix('TensorProto.').lower()})"
 
 
 def _drop_default(name: str, default: object) -> Callable[[ir.Node, int], bool]:

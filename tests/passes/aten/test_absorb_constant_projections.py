@@ -56,9 +56,7 @@ def test_shapes_of_the_constant(rows: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("axes", [(1, 2), (-1, 1), (2, -2)])
 def test_pixels_last(axes: tuple[int, int]) -> None:
-    after = rewritten(
-        program(lambda s, x: s.matrix @ (x + s.pe).transpose(*axes)), absorb_constant_projections, 1
-    )
+    after = rewritten(program(lambda s, x: s.matrix @ (x + s.pe).transpose(*axes)), absorb_constant_projections, 1)
     assert counts(after) == {"transpose": 1, "matmul": 1, "add": 1}
 
 

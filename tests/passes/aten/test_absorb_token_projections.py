@@ -43,7 +43,9 @@ def to_tokens(s: Calls, x: Tensor, y: Tensor, bias: Tensor | None = None) -> Ten
     return s.net(y, x, x - 0.2, bias)  # type: ignore[operator, no-any-return]
 
 
-def program(function: Any, few: Any = (1, 5, C), many: Any = (1, MANY, C), *more: Any, net: nn.Module | None = None) -> Program:
+def program(
+    function: Any, few: Any = (1, 5, C), many: Any = (1, MANY, C), *more: Any, net: nn.Module | None = None
+) -> Program:
     made = traced(Calls(function, net=net or attention(few[-1])), few, many, *more)
     return Engine("off").run(made, (eliminate_identity,))
 
@@ -89,6 +91,7 @@ def test_any_site(
 
 def test_empty_slots_stay_out() -> None:
     """A bias of -1e4 on a token's scores makes the result independent of the token."""
+
     def masked(s: Calls, x: Tensor, y: Tensor) -> Tensor:
         bias = torch.tensor([0.0, 0.0, -1e4]).view(1, 1, 1, 3)
         return to_tokens(s, x, y, bias)
@@ -147,52 +150,3 @@ def test_most_tokens() -> None:
 def test_left_alone(few: Any, many: Any) -> None:
     for function in (to_image, to_tokens):
         rewritten(program(function, few, many), always, 0)
-
-
-def by_hand(s: Calls, x: Tensor, y: Tensor, change: str = "") -> Any:
-    """The attention's own lines, with something in between."""
-    net: Any = s.net
-    q, k, v = net.split(net.q_proj(x)), net.split(net.k_proj(y)), net.split(net.v_proj(y))
-    if change == "unscaled":
-        scores = q @ k.transpose(-2, -1)
-    elif change == "scaled by a tensor":
-        scores = (q * x[:, :1, :1, None]) @ k.transpose(-2, -1)
-    else:
-        scores = (q * 0.7) @ k.transpose(3, 2)
-    if change == "doubled bias":
-        scores = torch.add(scores, x[:, None, :, :1], alpha=2)
-    if change == "flat bias":
-        scores = scores + y[0, :, 0]
-    p = scores.softmax(2 if change == "over queries" else 3)
-    mixed = p @ v
-    if change == "kept rows":
-        return net.out_proj(mixed.transpose(1, 2).flatten(2)), mixed
-    if change == "kept keys":
-        return net.out_proj(mixed.transpose(1, 2).flatten(2)), k
-    return net.out_proj(mixed.transpose(2, 1).flatten(2, 3))
-
-
-@pytest.mark.parametrize(
-    ("change", "sites"),
-    [("", 1), ("unscaled", 1), ("scaled by a tensor", 0), ("doubled bias", 0), ("flat bias", 0), ("over queries", 0)],
-)
-def test_other_spellings(change: str, sites: int) -> None:
-    rewritten(program(lambda s, x, y: by_hand(s, x, y, change)), always, sites)
-
-
-@pytest.mark.parametrize("change", ["kept rows", "kept keys"])
-def test_something_else_reads_a_value_within(change: str) -> None:
-    module = Calls(lambda s, x, y: by_hand(s, x, y, change), net=attention())
-    before = Engine("off").run(traced(module, (1, 5, C), (1, MANY, C), outputs=2), (eliminate_identity,))
-    rewritten(before, always, 0)
-
-
-def test_computed_weights() -> None:
-    def computed(s: Calls, x: Tensor, y: Tensor) -> Tensor:
-        net: Any = s.net
-        q = net.split(torch.nn.functional.linear(x, net.q_proj.weight * x[0, 0, 0], net.q_proj.bias))
-        k, v = net.split(net.k_proj(y)), net.split(net.v_proj(y))
-        mixed = (q * 0.7 @ k.transpose(2, 3)).softmax(-1) @ v
-        return net.out_proj(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
-
-    rewritten(program(computed), always, 0)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from passes.aten.test_absorb_token_projections import C, HEADS, MANY, attention, program, to_image, to_tokens
+from passes.aten.test_absorb_token_projections import HEADS, MANY, C, attention, program, to_image, to_tokens
 from passes.programs import counts, rewritten
 
 from edgesam_deploy.passes.aten import canonicalize_cross_attention

@@ -50,6 +50,22 @@ def test_cwsams_low_pass() -> None:
     assert counts(lowered) == {"MatMul": 4, "Add": 1, "Abs": 1}
 
 
+@pytest.mark.parametrize(
+    "join",
+    [
+        lambda z: torch.complex(z.real, 2 * z.imag),
+        lambda z: torch.complex(z.imag, z.real),
+        lambda z: torch.complex(z.real, z.imag) + z.real.abs().sum(),
+    ],
+    ids=["scaled", "swapped", "read beside"],
+)
+def test_a_spectrum_that_is_not_put_together_as_it_was(join: Callable[[Tensor], Tensor]) -> None:
+    def function(s: Any, x: Tensor) -> Tensor:
+        return ifft2(join(fft2(x)) * s.mask).real
+
+    rewritten(program(function), decompose_fft, 0)
+
+
 def test_as_the_reference_writes_it() -> None:
     """Shifts over all axes, a mask of the picture's full shape, real and imaginary part taken apart in between."""
 

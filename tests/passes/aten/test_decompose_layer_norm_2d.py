@@ -60,7 +60,8 @@ def test_computed_weights_are_reshaped_in_the_graph() -> None:
         y = F.layer_norm(x.permute(0, 2, 3, 1), (3,), s.w.exp(), s.w)
         return y.permute(0, 3, 1, 2)
 
-    after = rewritten(traced(Calls(function, w=torch.tensor([0.3, -1.0, 2.0])), (2, 3, 4, 4)), decompose_layer_norm_2d, 1)
+    program = traced(Calls(function, w=torch.tensor([0.3, -1.0, 2.0])), (2, 3, 4, 4))
+    after = rewritten(program, decompose_layer_norm_2d, 1)
     assert counts(after) == FORM | {"exp": 1, "reshape": 1}
 
 

@@ -16,7 +16,9 @@ def test_before_and_after() -> None:
     assert counts(after) == {"amax": 1, "sub": 1, "exp": 1, "sum": 1, "div": 1}
 
 
-@given(shape=st.lists(st.integers(1, 5), min_size=2, max_size=5), data=st.data(), offset=st.sampled_from([0, 100, -1e4]))
+@given(
+    shape=st.lists(st.integers(1, 5), min_size=2, max_size=5), data=st.data(), offset=st.sampled_from([0, 100, -1e4])
+)
 @settings(max_examples=20, deadline=None, derandomize=True)
 def test_any_axis(shape: list[int], data: st.DataObject, offset: float) -> None:
     """Large scores too: the exponential of 100 times these is not a number of fp32."""

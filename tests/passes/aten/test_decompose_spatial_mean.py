@@ -19,6 +19,7 @@ MEANS: dict[str, Callable[[Tensor], Tensor]] = {
     "axes apart": lambda x: x.mean((1, 3)),
     "three axes": lambda x: x.mean((1, 2, 3)),
     "all axes": lambda x: x.mean((0, 1, 2, 3)),
+    "no axes given": lambda x: torch.ops.aten.mean.dim(x, None, True),
     "in double": lambda x: x.mean((2, 3), dtype=torch.float64).float(),
 }
 
@@ -26,7 +27,7 @@ MEANS: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("case", MEANS)
 def test_one_axis_at_a_time(case: str) -> None:
     mean = MEANS[case]
-    axes = {"three axes": 3, "all axes": 4}.get(case, 2)
+    axes = {"three axes": 3, "all axes": 4, "no axes given": 4}.get(case, 2)
     after = rewritten(traced(Calls(lambda _, x: mean(x) + 1), (2, 32, 32, 48)), decompose_spatial_mean, 1)
     assert counts(after)["mean"] == axes
     assert all(len(n.args[1]) == 1 for n in after.aten.graph.nodes if "mean" in str(n.target))

@@ -103,7 +103,7 @@ ROUTES: dict[str, Function] = {
     "tokens to a map by a permutation": lambda s, x: s.conv(s.dyt(x).unflatten(1, (2, 3)).permute(0, 3, 1, 2)),
     "from the end": lambda s, x: s.conv(s.dyt(x).unflatten(-2, (3, 2)).permute(0, -1, 1, 2)),
     "flattened before": lambda s, x: s.second(s.dyt(x).flatten(0, 1)),
-    "flattened behind": lambda s, x: s.second(s.dyt(x).unflatten(1, (2, 3)).permute(0, 3, 1, 2).flatten(2).transpose(1, 2)),
+    "flattened behind": lambda s, x: s.second(s.dyt(x).transpose(1, 2).unflatten(2, (2, 3)).flatten(2).transpose(1, 2)),
     "split behind": lambda s, x: s.second(s.dyt(x).transpose(1, 2).unflatten(2, (2, 3)).permute(0, 2, 3, 1)),
 }
 
@@ -164,12 +164,16 @@ def test_alpha_may_be_a_number_and_the_layer_without_bias() -> None:
     assert counts(rewritten(before, fold_dyt_affine, 1)) == {"linear": 1, "tanh": 1}
 
 
+def affine(s: Calls, x: Tensor) -> Tensor:
+    return x * s.dyt.weight + s.dyt.bias
+
+
 ONE_SIDE: dict[str, tuple[Function, int]] = {
     "the layer before is read elsewhere": (lambda s, x: (s.dyt(y := s.first(x)), y.exp())[0] + y, 0),
     "a residual": (lambda s, x: s.second(s.dyt(s.first(x) + s.table[0])), 1),
     "two readers": (lambda s, x: s.second(y := s.dyt(s.first(x))) + s.third(y), 1),
     "an output": (lambda s, x: s.dyt(s.first(x)), 1),
-    "the tanh is read elsewhere": (lambda s, x: s.second(s.dyt.weight * (t := x.exp()[..., :1].expand(2, 5, 6).tanh()) + s.dyt.bias) + s.third(t), 0),
+    "the tanh is read elsewhere": (lambda s, x: s.second(affine(s, t := s.first(x).tanh())) + s.third(t), 0),
     "computed gamma": (lambda s, x: s.second(torch.tanh(s.first(x)) * s.dyt.weight.exp() + s.dyt.bias), 0),
     "computed beta": (lambda s, x: s.second(torch.tanh(s.first(x)) * s.dyt.weight + s.dyt.bias.exp()), 0),
     "no beta": (lambda s, x: s.second(torch.tanh(s.first(x)) * s.dyt.weight), 0),
@@ -177,10 +181,12 @@ ONE_SIDE: dict[str, tuple[Function, int]] = {
     "gamma of one value": (lambda s, x: s.second(torch.tanh(s.first(x)) * s.dyt.alpha + s.dyt.bias), 0),
     "beta of one value": (lambda s, x: s.second(torch.tanh(s.first(x)) * s.dyt.weight + s.dyt.alpha), 0),
     "gamma of many": (lambda s, x: s.second(torch.tanh(s.table) * s.table + s.dyt.bias + x.sum()), 0),
-    "beta counted twice": (lambda s, x: s.second(torch.add(torch.tanh(s.first(x)) * s.dyt.weight, s.dyt.bias, alpha=2)), 0),
+    "beta counted twice": (lambda s, x: s.second(torch.add(s.first(x).tanh() * s.dyt.weight, s.dyt.bias, alpha=2)), 0),
     "alpha per channel": (lambda s, x: torch.tanh(s.first(x) * s.dyt.weight), 0),
     "computed alpha": (lambda s, x: torch.tanh(s.first(x) * s.dyt.alpha.exp()), 0),
-    "computed weights": (lambda s, x: F.linear(torch.tanh(F.linear(x, s.first.weight.exp()) * 2) * s.dyt.weight + s.dyt.bias, s.table.exp()), 0),
+    "computed weights": (
+        lambda s, x: F.linear(affine(s, torch.tanh(F.linear(x, s.first.weight.exp()) * 2)), s.table.exp()), 0,
+    ),
     "computed bias": (lambda s, x: torch.tanh(F.linear(x, s.first.weight, s.first.bias.exp()) * 2), 0),
     "alpha adds an axis": (lambda s, x: torch.tanh(s.first(x) * s.dyt.alpha[None, None, None]), 0),
 }  # fmt: skip
@@ -225,7 +231,6 @@ def test_sites_of_the_dyt_model() -> None:
         Engine("off").run(program, prepare)
         for program in capture(load("edge_sam_dyt", seed=0, config=TINY), Interface(image_size=256, embed_dim=64))
     )
-    before = counts(encoder)
-    after = counts(rewritten(encoder, fold_dyt_affine, 3))
-    assert {name: before[name] - after.get(name, 0) for name in before if before[name] != after.get(name, 0)} == {"mul": 3}
+    after = rewritten(encoder, fold_dyt_affine, 3)
+    assert encoder.operators() - after.operators() == {"mul": 3}
     rewritten(decoder, fold_dyt_affine, 2)

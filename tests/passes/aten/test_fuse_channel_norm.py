@@ -137,7 +137,7 @@ def test_values_with_other_readers_stay() -> None:
         n = ROOTS["div sqrt"](x - x.mean(1, keepdim=True), VARIANCES["pow"](x) + 1e-6)
         return n * column(s.w), n
 
-    assert counts(rewritten(program(function, outputs=2), fuse_channel_norm, 1)) == {"permute": 2, "layer_norm": 1, "mean": 1}
+    assert counts(rewritten(program(function, outputs=2), fuse_channel_norm, 1)) == ONE | {"mean": 1}
     found = counts(rewritten(program(twice, outputs=2), fuse_channel_norm, 1))
     assert (found["layer_norm"], found["mul"]) == (1, 1)
 
@@ -155,8 +155,9 @@ def spelled(  # type: ignore[no-untyped-def]
 REFUSED: dict[str, Function] = {
     "cubed": spelled(squared=lambda d: d.abs().pow(3)),
     "another product": spelled(squared=lambda d: d.abs() * d.abs()),
-    "a product with itself shifted": lambda _, x: (x - x.mean(1, keepdim=True))
-    / ((x - x.mean(1, keepdim=True)) * x).mean(1, keepdim=True).abs().add(1e-3).sqrt(),
+    "a product with itself shifted": lambda _, x: (
+        (x - x.mean(1, keepdim=True)) / ((x - x.mean(1, keepdim=True)) * x).mean(1, keepdim=True).abs().add(1e-3).sqrt()
+    ),
     "unbiased": lambda _, x: (x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True) + 1e-3).sqrt(),
     "std": lambda _, x: (x - x.mean(1, keepdim=True)) / (x.std(1, correction=0, keepdim=True) + 1e-3),
     "mean over another axis": spelled(mean=lambda q: q.mean(2, keepdim=True)),

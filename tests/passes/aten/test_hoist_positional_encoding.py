@@ -77,14 +77,11 @@ def test_the_host_computes_the_same() -> None:
     assert given["point_embedding_pe"].dtype == np.float32
 
 
-@pytest.mark.parametrize(("size", "x", "angle"), [(2, 0.5, 0.0), (2, 1.5, 2 * pi * 0.25), (4, -0.5, -2 * pi * 0.25)])
-def test_the_formula(size: int, x: float, angle: float) -> None:
+@pytest.mark.parametrize(("size", "x", "turns"), [(2, 0.5, 0.0), (2, 1.5, 0.3), (4, -0.5, -0.3), (4, 2.5, 0.15)])
+def test_the_formula(size: int, x: float, turns: float) -> None:
     """((x + 0.5) / S * 2 - 1) * 2 pi * g, sines first."""
-    found = encoded(np.array([[[x, size / 2 - 0.5]]]), np.array([[0.25], [1e9]]), size)
-    if size == 2:
-        angle = 2 * pi * (x - 0.5) * 0.25
-    else:
-        angle = 2 * pi * -1 * 0.25
+    found = encoded(np.array([[[x, size / 2 - 0.5]]]), np.array([[0.3], [1e9]]), size)
+    angle = 2 * pi * turns
     np.testing.assert_allclose(found, [[[np.sin(angle), np.cos(angle)]]], atol=1e-6)
 
 

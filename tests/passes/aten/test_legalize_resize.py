@@ -62,7 +62,8 @@ ops = torch.ops.aten
     ],
 )
 def test_the_overloads_of_the_c_interface(function: Any) -> None:
-    assert counts(rewritten(traced(Calls(lambda _, x: function(x)), (1, 2, 11, 7)), legalize_resize, 1)) == {"matmul": 2}
+    program = traced(Calls(lambda _, x: function(x)), (1, 2, 11, 7))
+    assert counts(rewritten(program, legalize_resize, 1)) == {"matmul": 2}
 
 
 @pytest.mark.parametrize(("mode", "taps"), [("bilinear", 2), ("nearest", 1), ("exact", 1)])
@@ -77,8 +78,8 @@ def test_the_matrices(mode: str, taps: int) -> None:
 
 
 def test_double_precision_stays() -> None:
-    before = traced(Calls(lambda _, x: F.interpolate(x.double(), scale_factor=2, mode="bilinear").float()), (1, 2, 5, 6))
-    after = rewritten(before, legalize_resize, 1)
+    module = Calls(lambda _, x: F.interpolate(x.double(), scale_factor=2, mode="bilinear").float())
+    after = rewritten(traced(module, (1, 2, 5, 6)), legalize_resize, 1)
     assert {value.dtype for value in after.aten.state_dict.values()} == {torch.float64}
 
 

@@ -43,7 +43,9 @@ def test_tokens_in_a_grid_need_no_new_axis() -> None:
     assert counts(after) == {"permute": 2, "conv2d": 1}
 
 
-@pytest.mark.parametrize("between", [nn.ReLU(), nn.GELU(approximate="tanh"), nn.GELU(), nn.Tanh(), nn.Sigmoid(), nn.Identity()])
+@pytest.mark.parametrize(
+    "between", [nn.ReLU(), nn.GELU(approximate="tanh"), nn.GELU(), nn.Tanh(), nn.Sigmoid(), nn.Identity()]
+)
 def test_none_between_layers_that_follow_each_other(between: nn.Module) -> None:
     module = randomise(nn.Sequential(nn.Linear(4, 6), between, nn.Linear(6, 6), between, nn.Linear(6, 3)))
     found = counts(rewritten(traced(module, (2, 5, 4)), linear_to_conv, 3))

@@ -177,3 +177,14 @@ def test_two_builds_give_the_same_bytes() -> None:
     first = build()
     assert first == build()
     assert not re.search(rb"0x[0-9a-f]{6}", first)
+
+
+def test_a_dimension_that_has_no_name() -> None:
+    program = parsed("part (float[n,2] x) => (float[n,2] y) { a = Relu(x) y = Neg(a) }")
+    next(iter(program.onnx.graph)).outputs[0].shape = ir.Shape([None, 2])
+    after = rewritten(program, canonicalize_names, 2)
+    shape = next(iter(after.onnx.graph)).outputs[0].shape
+    assert shape is not None
+    assert (shape.rank(), shape[1]) == (2, 2)
+    assert isinstance(shape[0], ir.SymbolicDim)
+    assert shape[0].value is None

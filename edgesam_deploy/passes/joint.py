@@ -1,0 +1,78 @@
+"""Passes over two programs of which one feeds the other, and their proof: the two run as one.
+
+inputs ── encoder ── outputs ──┐
+prompts ───────────────────────┴── decoder ── outputs        compared before and after
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from edgesam_deploy.contract import sample_inputs
+from edgesam_deploy.errors import PassError
+from edgesam_deploy.passes.engine import EXACT, SEEDS, Engine, Step, _blaming, _worst
+from edgesam_deploy.passes.execute import Arrays, run_program
+from edgesam_deploy.passes.program import Program
+
+
+@dataclass(frozen=True)
+class JointPass:
+    """A rewrite that moves work between an encoder and the decoder that reads its outputs."""
+
+    run: Callable[[Program, Program], int]
+    bound: float = EXACT
+
+    @property
+    def name(self) -> str:
+        return self.run.__name__
+
+    @property
+    def why(self) -> str:
+        """The first line of the pass's docstring."""
+        return (self.run.__doc__ or "").strip().splitlines()[0]
+
+    def __call__(self, encoder: Program, decoder: Program) -> int:
+        return self.run(encoder, decoder)
+
+
+def run_joint(engine: Engine, encoder: Program, decoder: Program, rewrite: JointPass) -> tuple[Program, Program]:
+    """Both programs after ``rewrite``, the given ones where it found nothing; its step goes to ``engine.steps``.
+
+    Raises PassError where the decoder's outputs, or those that the encoder had before, left the pass's bound.
+    """
+    engine.progress(f"{encoder.name} + {decoder.name}: {rewrite.name}")
+    after = encoder.copy(), decoder.copy()
+    start = time.perf_counter()
+    with _blaming(rewrite, decoder):  # type: ignore[arg-type] # it is asked for its name only
+        sites = rewrite(*after)
+    seconds = time.perf_counter() - start
+    after = after if sites else (encoder, decoder)
+    start = time.perf_counter()
+    error = None
+    if sites:
+        prompts = [sample_inputs(decoder.inputs, seed) for seed in SEEDS[engine.proof]]
+        images = [sample_inputs(encoder.inputs, seed) for seed in SEEDS[engine.proof]]
+        pairs = list(zip(images, prompts, strict=True))
+        with _blaming(rewrite, decoder):  # type: ignore[arg-type]
+            before_and_after = [[composed(*programs, *p) for p in pairs] for programs in ((encoder, decoder), after)]
+        error = _worst(*before_and_after)
+    operators = [sum(p.operators().total() for p in pair) for pair in ((encoder, decoder), after)]
+    part = f"{encoder.name} + {decoder.name}"
+    proof_seconds = time.perf_counter() - start if sites else 0.0
+    engine.steps.append(
+        Step(rewrite.name, part, sites, operators[0], operators[1], seconds, rewrite.bound, error, proof_seconds)
+    )
+    if error is not None and not error <= rewrite.bound:  # NaN fails too
+        raise PassError(
+            f"pass {rewrite.name} left its bound on {part}: relative L2 {error:.2e} where at most "
+            f"{rewrite.bound:.0e} is declared, after {sites} sites"
+        )
+    return after
+
+
+def composed(encoder: Program, decoder: Program, image: Arrays, prompts: Arrays) -> Arrays:
+    """Outputs of both by name, the decoder's inputs taken from the encoder's outputs where it has them."""
+    encoded = run_program(encoder, image)
+    return encoded | run_program(decoder, prompts | encoded)

@@ -1,0 +1,85 @@
+"""What is mutated, what is not, and that survivors are told from the dead."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.mutate import Tally, markdown, mirrored_tests, mutants
+
+ROOT = Path(__file__).parents[2]
+
+
+def changes(source: str) -> list[str]:
+    return [mutant.text for mutant in mutants(source)]
+
+
+def test_what_is_changed() -> None:
+    assert changes("x = a < b") == ["a < b  ->  a <= b", "a < b  ->  a >= b"]
+    assert changes("x = a is None") == ["a is None  ->  a is not None"]
+    assert changes("x = 1") == ["1  ->  0", "1  ->  -1"]
+    assert changes("x = 0") == ["0  ->  1"]
+    assert changes("x = 7") == ["7  ->  8", "7  ->  -7"]
+    assert changes("x = 0.5") == ["0.5  ->  1.0", "0.5  ->  -0.5"]
+    assert changes("x = True") == ["True  ->  False"]
+    assert changes("x = a and b and c") == [f"a and b and c  ->  {rest}" for rest in ("b and c", "a and c", "a and b")]
+    assert changes("x = a + b") == ["a + b  ->  a - b"]
+    assert changes("f(a, b)") == ["f(a, b)  ->  (deleted)", "f(a, b)  ->  f(b, a)"]
+    assert changes("if ok:\n    y = x") == ["ok  ->  not ok"]
+    assert changes("x = [a for a in b if a]") == ["a  ->  not a"]
+    assert changes("def f() -> int:\n    return n") == ["return n  ->  return 0", "return n  ->  return n + 1"]
+    assert changes("for a in b:\n    continue") == ["continue  ->  (deleted)"]
+    assert changes("if a == b:\n    raise E(f'{a + 1}')")[-1] == "raise E(f'{a + 1}')  ->  (deleted)"
+
+
+def test_what_is_not() -> None:
+    spared = '''
+"""Text, 1 + 1."""
+import os
+from typing import TYPE_CHECKING
+x: Literal[1, 2]
+if TYPE_CHECKING:
+    y = 1
+log.debug("%s", 1)
+assert a == b, 3
+z = f"{a + 1}"
+def f(a: Literal[1]) -> Literal[2]:
+    """Text."""
+    return zip(strict=True)
+'''
+    assert changes(spared) == []
+
+
+def test_a_mutant_is_a_whole_module() -> None:
+    (first, *_) = mutants("a = 2\n\n\ndef f():\n    return a > 1\n")
+    scope: dict[str, object] = {}
+    exec(compile(first.tree, "f", "exec"), scope)
+    assert (first.line, first.column, scope["a"]) == (1, 5, 3)
+
+
+def test_tests_are_mirrored() -> None:
+    assert mirrored_tests(Path("aten/fold_constants.py"), ROOT) == ["tests/passes/aten/test_aten_fold_constants.py"]
+    assert mirrored_tests(Path("onnx/eliminate_dead.py"), ROOT) == ["tests/passes/onnx/test_onnx_eliminate_dead.py"]
+    assert mirrored_tests(Path("engine.py"), ROOT) == ["tests/passes/test_engine.py"]
+    assert "tests/passes/test_program.py" in mirrored_tests(Path("execute.py"), ROOT)
+
+
+def test_a_report() -> None:
+    tally = Tally("0", ["t"], 9, mutants=4, killed=2, timed_out=1, survivors=["3:1: 0  ->  1"])
+    text = markdown({"aten/x.py": vars(tally)})
+    assert "**75.0%**: 3 of 4 mutants killed" in text
+    assert "| aten/x.py | 75% | 3 | 1 | 4 | 9 | 0 |" in text
+    assert "- `aten/x.py:3:1: 0  ->  1`" in text
+
+
+@pytest.mark.slow
+def test_from_end_to_end(tmp_path: Path) -> None:
+    """A file with four mutants, of which its tests kill each."""
+    command = [sys.executable, "-m", "benchmarks.mutate", "--file", "aten/eliminate_dead.py", "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, env={**os.environ})
+    assert done.stdout.startswith("aten/eliminate_dead.py: 100% of 4"), done
+    assert (tmp_path / "mutation.md").is_file()
