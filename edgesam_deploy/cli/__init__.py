@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from edgesam_deploy.cli import build, inspect, measure, predict
+from edgesam_deploy.cli import bisect, build, inspect, measure, optimize, predict
 from edgesam_deploy.errors import EdgeSamDeployError
 
 EPILOG = (
@@ -20,7 +20,7 @@ app = typer.Typer(
     name="edgesam-deploy",
     help="Deploy EdgeSAM-family models: trace, rewrite with proven passes, emit for edge runtimes, check against "
     "PyTorch."
-    "\n\nYou have a checkpoint (.pth): build, then run. You have an .onnx: ops tells what runs where. "
+    "\n\nYou have a checkpoint (.pth): build, then run. You have an .onnx: ops tells what runs where, optimize rewrites it. "
     "You have a bundle: check, verify, bench, run, everything.",
     epilog=EPILOG,
     no_args_is_help=True,
@@ -29,6 +29,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 build.register(app)
+optimize.register(app)
+bisect.register(app)
 predict.register(app)
 measure.register(app)
 inspect.register(app)

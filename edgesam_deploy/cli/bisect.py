@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgesam_deploy.cli import names
-from edgesam_deploy.cli.build import Proof, _read_config
+from edgesam_deploy.cli.build import Proof, read_config
 from edgesam_deploy.cli.console import JSON_HELP, print_json, progress_bar, say
 from edgesam_deploy.cli.options import with_target_options
 from edgesam_deploy.errors import PassError, UsageError
@@ -65,7 +65,7 @@ def bisect(
     from edgesam_deploy.targets import make_target
 
     model_config(model)  # wrong names fail before PyTorch is loaded
-    changes = {} if config is None else _read_config(config)
+    changes = {} if config is None else read_config(config)
     if image_size is not None:
         changes["image_size"] = image_size
     chosen = make_target(target, **(options or {}))

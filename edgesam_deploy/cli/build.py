@@ -78,7 +78,7 @@ def build(
     from edgesam_deploy.targets import make_target
 
     model_config(model)  # wrong names fail before PyTorch is loaded
-    changes = {} if config is None else _read_config(config)
+    changes = {} if config is None else read_config(config)
     if image_size is not None:
         changes["image_size"] = image_size
     chosen = make_target(target, **(options or {}))
@@ -122,7 +122,8 @@ def build(
         print_build(stdout(), bundle)
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, for ``--config``. Raises UsageError."""
     from json import JSONDecodeError, loads
 
     try:

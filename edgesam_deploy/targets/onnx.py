@@ -63,6 +63,9 @@ class OnnxTarget(Target):
             aten.merge_parallel_convs,
             aten.fold_batch_norm,  # again: the DyT fork keeps one more norm behind the sum that has just been merged
             aten.legalize_bicubic,
+            aten.absorb_token_projections,  # after folding: dense positions are constants then
+            aten.canonicalize_cross_attention,  # what absorbing does not pay for
+            aten.decompose_softmax,  # the two before leave softmax over an axis in the middle
             aten.channel_last_upscaling,
             aten.limit_rank,  # before indices become slices, which would hide the cutting of q, k and v
             *((aten.hoist_positional_encoding,) if self.io == "edgesam-npu" else ()),

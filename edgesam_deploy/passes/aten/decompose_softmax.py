@@ -17,8 +17,8 @@ def decompose_softmax(program: Program) -> int:
                                                       └── sum ──┘
 
     Why: ONNX Runtime transposes to the last axis and back, and NPUs have softmax on the last axis only. Over an axis
-    in the middle each of these operators runs along whole rows: 0.3 ms instead of 0.85 for 8 heads of 10 tokens and
-    4,096 pixels. Exact up to fp32 rounding; the maximum is subtracted, so nothing overflows.
+    in the middle each of these operators runs along whole rows: 0.95 of the mask decoder's latency with 5 points, 0.93
+    with 40. Exact up to fp32 rounding; the maximum is subtracted, so nothing overflows.
     """
     sites = 0
     with AtenGraph(program) as graph:

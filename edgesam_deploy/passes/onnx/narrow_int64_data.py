@@ -18,6 +18,7 @@ SATURATING = {"Slice": (1, 2)}  # operands where "as far as it goes" is written 
 SOURCES = ("Cast", "ConstantOfShape")  # an attribute says that their result is int64
 LACKING = {
     "EyeLike", "Bernoulli",  # whose result takes the type of an operand that the schema does not tie to it
+    "BitCast",  # its result has as many bits as its operand
     "Unique",  # no int32 in ONNX Runtime
     "CenterCropPad",  # ONNX Runtime runs it as its ONNX function, whose constants are int64
 }  # fmt: skip

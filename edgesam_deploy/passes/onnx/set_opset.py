@@ -68,6 +68,8 @@ def set_opset(version: int) -> Pass:
 def _raise(program: Program, version: int) -> int:
     """By onnx.version_converter, on a copy whose weights are inputs: it copies them often, and ends at 2 GiB."""
     model, now = program.onnx, opset(program)
+    if now < 9 and "Scan" in program.operators():
+        raise PassError(f"{program.name}: Scan had one axis more before opset 9, which onnx's converter overlooks")
     constants = model.graph.initializers
     weights = {n: v for n, v in constants.items() if v.const_value is not None and v.const_value.size > SMALL}
     light = model.clone()

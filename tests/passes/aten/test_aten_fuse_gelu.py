@@ -140,6 +140,24 @@ def test_refuses(case: str) -> None:
     rewritten(traced(Calls(lambda _, x: REFUSED[case](x)), (3, 4)), fuse_gelu, 0)
 
 
+@pytest.mark.parametrize(("count", "sites"), [(8, 1), (9, 0)])
+def test_a_spelling_has_its_depth(count: int, sites: int) -> None:
+    def function(_: Calls, x: Tensor) -> Tensor:
+        scaled = x * sqrt(0.5)
+        for _i in range(count - 1):
+            scaled = scaled * 1
+        return 0.5 * x * (1 + torch.erf(scaled))
+
+    rewritten(traced(Calls(function), (3, 4)), fuse_gelu, sites)
+
+
+@pytest.mark.parametrize("half", [torch.full((4,), 0.5), torch.tensor([0.5], dtype=torch.float64)])
+def test_factors_that_are_no_plain_number(half: Tensor) -> None:
+    """One per channel, and one that makes the result double."""
+    module = Calls(lambda s, x: s.factor * x * (1 + torch.erf(x / sqrt(2))), factor=half)
+    rewritten(traced(module, (3, 4)), fuse_gelu, 0)
+
+
 @pytest.mark.parametrize(
     ("function", "expected"),
     [
@@ -151,6 +169,9 @@ def test_refuses(case: str) -> None:
         (lambda x: x.pow(0.5), None),
         (lambda x: x / (x + 3), None),
         (lambda x: x.exp(), None),
+        (lambda x: (x + 1) / x, None),
+        (lambda x: x / 0, None),
+        (lambda x: x**4, None),
         (lambda x: torch.sub(x, x, alpha=3), None),
     ],
 )

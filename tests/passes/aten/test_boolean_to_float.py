@@ -103,6 +103,13 @@ def test_whole_by_how_they_are_made(case: str) -> None:
     assert not {"eq", "ge", "gt", "lt"} & set(counts(rewritten(before, boolean_to_float, 1)))
 
 
+def test_whole_by_type_and_by_role() -> None:
+    cast = traced(Calls(lambda _, x: (x.int().float() >= 1) * x), (40,))
+    assert "ge" not in counts(rewritten(Engine("off").run(cast, (eliminate_identity,)), boolean_to_float, 1))
+    flag = traced(Calls(lambda _, x: (x == 1) * x), (40,), roles={"x": "flag"})
+    assert "eq" not in counts(rewritten(flag, boolean_to_float, 1))
+
+
 REFUSED: dict[str, Function] = {
     "a number between": lambda _, x, y: (x == 0.5) * y,
     "a number between, greater": lambda _, x, y: (x > -0.5) * y,

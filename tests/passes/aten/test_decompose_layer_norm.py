@@ -74,6 +74,11 @@ def test_weight_or_bias_may_be_missing() -> None:
     assert counts(rewritten(traced(bias, (3, 4)), decompose_layer_norm, 1)) == STEPS | {"add": 2}
 
 
+def test_the_operators_own_eps() -> None:
+    module = Calls(lambda _, x: torch.ops.aten.layer_norm.default(x * 1e-3, [4]))  # so small that eps counts
+    assert counts(rewritten(traced(module, (3, 4)), decompose_layer_norm, 1)) == STEPS | {"mul": 4}
+
+
 def test_without_eps_there_is_no_cap() -> None:
     module = Calls(lambda _, x: F.layer_norm(x, (4,), eps=0.0))
     assert "clamp" not in counts(rewritten(traced(module, (3, 4)), decompose_layer_norm, 1))

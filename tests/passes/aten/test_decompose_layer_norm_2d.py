@@ -65,6 +65,14 @@ def test_computed_weights_are_reshaped_in_the_graph() -> None:
     assert counts(after) == FORM | {"exp": 1, "reshape": 1}
 
 
+def test_the_operators_own_eps() -> None:
+    def function(_: Calls, x: Tensor) -> Tensor:
+        small = (x * 1e-3).permute(0, 2, 3, 1)  # so small that eps counts
+        return torch.ops.aten.layer_norm.default(small, [3]).permute(0, 3, 1, 2)
+
+    rewritten(traced(Calls(function), (2, 3, 4, 4)), decompose_layer_norm_2d, 1)
+
+
 def test_two_norms_one_of_them_twice() -> None:
     module = randomise(Calls(lambda s, x: s.b(s.a(s.a(x)).relu()), a=LayerNorm2d(3), b=LayerNorm2d(3)))
     assert counts(rewritten(traced(module, (1, 3, 4, 5)), decompose_layer_norm_2d, 3))["rsqrt"] == 3
@@ -99,6 +107,7 @@ REFUSED = {
     "another way in": lambda _, x: F.layer_norm(x.permute(0, 3, 2, 1), (3,)).permute(0, 3, 1, 2),
     "another way out": lambda _, x: F.layer_norm(x.permute(0, 2, 3, 1), (3,)).permute(0, 3, 2, 1),
     "no way in": lambda _, x: F.layer_norm(x, (5,)).permute(0, 3, 1, 2),
+    "flipped instead": lambda _, x: F.layer_norm(x.flip(0, 2, 3, 1), (5,)).permute(0, 3, 1, 2),
     "no norm": lambda _, x: x.permute(0, 2, 3, 1).relu().permute(0, 3, 1, 2),
     "something in between": lambda _, x: F.layer_norm(x.permute(0, 2, 3, 1).relu(), (3,)).permute(0, 3, 1, 2),
 }

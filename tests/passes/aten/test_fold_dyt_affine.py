@@ -78,7 +78,9 @@ def test_beta_stays_before_a_transposed_convolution(options: dict[str, int]) -> 
     assert counts(after) == {"conv_transpose2d": 2, "tanh": 1, "add": 1}
 
 
-@pytest.mark.parametrize(("gamma", "beta", "sites"), [(1e-3, 0.9, 1), (1e-3, 1.1, 0), (0.0, 1.0, 0), (0.0, 0.0, 0)])
+@pytest.mark.parametrize(
+    ("gamma", "beta", "sites"), [(2**-10, 1000 / 1024, 1), (2**-10, 1000.5 / 1024, 0), (0.0, 1.0, 0), (0.0, 0.0, 0)]
+)
 def test_beta_over_gamma_stays_small(gamma: float, beta: float, sites: int) -> None:
     module = on_maps(nn.ReLU(), nn.Conv2d(4, 6, 3, padding=1))
     with torch.no_grad():

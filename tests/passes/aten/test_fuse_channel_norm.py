@@ -175,6 +175,9 @@ REFUSED: dict[str, Function] = {
     "times the root": spelled(root=lambda d, v: d * v.sqrt()),
     "divided by rsqrt": spelled(root=lambda d, v: d / v.rsqrt()),
     "root divided by it": spelled(root=lambda d, v: v.sqrt() / (d + 10)),
+    "variance of another value": lambda _, x: (
+        (x - x.mean(1, keepdim=True)) / (x.exp().var(1, correction=0, keepdim=True) + 1e-3).sqrt()
+    ),
     "rms norm": lambda _, x: x * (x.pow(2).mean(1, keepdim=True) + 1e-3).rsqrt(),
 }
 
@@ -182,6 +185,25 @@ REFUSED: dict[str, Function] = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_refuses(case: str) -> None:
     rewritten(program(REFUSED[case]), fuse_channel_norm, 0)
+
+
+DROPPED: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
+    "of the mean": lambda x: (x.mean(1), x.var(1, correction=0, keepdim=True)),
+    "of the variance": lambda x: (x.mean(1, keepdim=True), x.var(1, correction=0)),
+    "of the unbiased variance": lambda x: (x.mean(1, keepdim=True), x.var(1, unbiased=False)),
+    "of the mean square": lambda x: (u := x.mean(1, keepdim=True), (x - u).pow(2).mean(1)),
+}
+
+
+@pytest.mark.parametrize("case", DROPPED)
+def test_refuses_axes_that_are_dropped(case: str) -> None:
+    """(4, 4, 4) broadcasts against (4, 4, 4, 4) all the same, along other axes."""
+
+    def function(_: Calls, x: Tensor) -> Tensor:
+        mean, variance = DROPPED[case](x)
+        return (x - mean) / torch.sqrt(variance + 1e-3)
+
+    rewritten(program(function, (4, 4, 4, 4)), fuse_channel_norm, 0)
 
 
 def test_refuses_axes_that_are_no_channels() -> None:

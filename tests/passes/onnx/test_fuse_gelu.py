@@ -100,10 +100,12 @@ def test_x_is_a_sum_itself() -> None:
 def test_several_of_any_rank(spellings: list[str], sizes: list[int]) -> None:
     lines, value = [], "z"
     for i, body in enumerate(spellings):
-        words = "a e s p h y c d i t q f n".split()
+        words = ["a", "e", "s", "p", "h", "y", "c", "d", "i", "t", "q", "f", "n"]
         for word in [*words, "x"]:
             new = value if word == "x" else f"{word}{i}"
-            body = body.replace(f"({word},", f"({new},").replace(f" {word})", f" {new})").replace(f"({word})", f"({new})")
+            body = (
+                body.replace(f"({word},", f"({new},").replace(f" {word})", f" {new})").replace(f"({word})", f"({new})")
+            )
             body = f" {body}".replace(f" {word} =", f" {new} =").strip()
         lines.append(body)
         value = f"y{i}"

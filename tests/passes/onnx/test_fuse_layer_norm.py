@@ -15,7 +15,8 @@ CENTRED = "m = ReduceMean(x, axes) c = Sub(x, m) "
 VARIANCE = "q = Pow(c, two) v = ReduceMean(q, axes) e = Add(v, eps) "
 SPELLINGS = {
     "sqrt": CENTRED + VARIANCE + "d = Sqrt(e) n = Div(c, d)",
-    "eps first, square as product": CENTRED + "q = Mul(c, c) v = ReduceMean(q, axes) e = Add(eps, v) d = Sqrt(e) n = Div(c, d)",
+    "eps first, square as product": CENTRED
+    + "q = Mul(c, c) v = ReduceMean(q, axes) e = Add(eps, v) d = Sqrt(e) n = Div(c, d)",
     "reciprocal": CENTRED + VARIANCE + "d = Sqrt(e) r = Reciprocal(d) n = Mul(c, r)",
     "one over": CENTRED + VARIANCE + "d = Sqrt(e) r = Div(one, d) n = Mul(r, c)",
     "power": CENTRED + VARIANCE + "d = Pow(e, minus_half) n = Mul(c, d)",
@@ -27,7 +28,8 @@ def program(body: str, shape: str = "2,5,4", axes: str = "-1", opset: int = 18, 
     count = axes.count(",") + 1
     return parsed(
         f"""part (float[{shape}] x) => (float[{shape}] y)
-        <int64[{count}] axes = {{{axes}}}, float two = {{2}}, float eps = {{0.01}}, float one = {{1}}, float half = {{0.5}},
+        <int64[{count}] axes = {{{axes}}}, float two = {{2}}, float eps = {{0.01}}, float one = {{1}}, float
+        half = {{0.5}},
          float minus_half = {{-0.5}}, float[4] w = {{1, 2, 3, 5}}, float[4] b = {{4, 3, 2, 7}}, float s = {{3}}{more}>
         {{ {body} }}""",
         opset,
@@ -71,7 +73,9 @@ def test_scale_of_another_axis_stays_outside() -> None:
     assert counts(rewritten(found, fuse_layer_norm, 1)) == {"LayerNormalization": 1, "Mul": 1}
 
 
-@pytest.mark.parametrize(("shape", "perms"), [("2,4,3,5", ([0, 2, 3, 1], [0, 3, 1, 2])), ("2,4,3", ([0, 2, 1], [0, 2, 1]))])
+@pytest.mark.parametrize(
+    ("shape", "perms"), [("2,4,3,5", ([0, 2, 3, 1], [0, 3, 1, 2])), ("2,4,3", ([0, 2, 1], [0, 2, 1]))]
+)
 def test_over_channels(shape: str, perms: tuple[list[int], list[int]]) -> None:
     ones = ",1" * (shape.count(",") - 1)
     more = f", float[4{ones}] cw = {{1, 2, 3, 5}}, float[1,4{ones}] cb = {{4, 3, 2, 7}}"

@@ -1,0 +1,91 @@
+"""Shapes computed from static dimensions become constants, in one sweep, beside dimensions that are dynamic."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from passes.programs import counts, initializer, parsed, rewritten
+
+from edgesam_deploy.passes.engine import Engine
+from edgesam_deploy.passes.onnx import fold_shapes
+
+
+def test_a_chain_of_reshapes_in_one_sweep() -> None:
+    """Each target is computed from the result of the Reshape before."""
+    links = "".join(
+        f"""s{i} = Shape(v{i}) a{i} = Gather(s{i}, zero) b{i} = Gather(s{i}, one) u{i} = Unsqueeze(a{i}, axis)
+        w{i} = Unsqueeze(b{i}, axis) t{i} = Concat<axis = 0>(w{i}, u{i}) v{i + 1} = Reshape(v{i}, t{i})\n"""
+        for i in range(20)
+    )
+    text = f"""part (float[2,3] v0) => (float[p,q] y) <int64 zero = {{0}}, int64 one = {{1}}, int64[1] axis = {{0}}> {{
+        {links} y = Neg(v20) }}"""
+    program = parsed(text, infer=False)
+    engine = Engine("fast")
+    after = engine.run(program, (fold_shapes,))
+    assert counts(after) == {"Reshape": 20, "Neg": 1}
+    assert str(after.onnx.graph.outputs[0].shape) == "[2,3]"
+    assert engine.run(after, (fold_shapes,)) is after
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("t = Shape<start = 1>(x) k = Identity(t)", [4, 5]),
+        ("t = Shape<start = 1, end = -1>(x) k = Identity(t)", [4]),
+        ("s = Shape(x) k = Gather(s, at)", [5, 4]),
+        ("s = Shape(x) k = Slice(s, one, three)", [4, 5]),
+        ("s = Shape(x) k = Slice(s, minus, three)", [5]),
+        ("s = Shape(x) t = Slice(s, one, three) u = Cast<to = 6>(t) k = Cast<to = 7>(u)", [4, 5]),
+        ("s = Shape<start = 1>(x) k = Add(s, one)", [5, 6]),
+        ("s = Shape<start = 1>(x) k = Sub(one, s)", [-3, -4]),
+        ("s = Shape<start = 1>(x) k = Mul(s, three)", [12, 15]),
+        ("s = Shape<start = 1>(x) t = Sub(one, s) k = Div(t, two)", [-1, -2]),
+        ("s = Shape<start = 2>(x) t = Squeeze(s, zero) k = Unsqueeze(t, zero)", [5]),
+        ("s = Shape<start = 1>(x) k = Reshape(s, minus)", [4, 5]),
+        ("s = Shape<start = 1>(x) t = Shape<start = 2>(x) k = Concat<axis = 0>(s, one, t)", [4, 5, 1, 5]),
+        ("w = Transpose<perm = [2, 1, 0]>(x) s = Shape<end = 2>(w) k = Identity(s)", [5, 4]),
+        ("w = Slice(x, zero, zero, one) q = Size(z) o = Unsqueeze(q, zero) k = Identity(o)", [6]),
+    ],
+)
+def test_values(body: str, expected: list[int]) -> None:
+    """x has one dynamic dimension; what does not depend on it is known."""
+    text = f"""part (float[n,4,5] x, float[2,3] z) => (int64[{len(expected)}] y)
+        <int64[2] at = {{2, -2}}, int64[1] zero = {{0}}, int64[1] one = {{1}}, int64[1] two = {{2}}, int64[1]
+        three = {{3}},
+         int64[1] minus = {{-1}}> {{ {body} y = Neg(k) }}"""
+    program = parsed(text)
+    assert fold_shapes(program.copy()) > 0
+    after = rewritten(program, fold_shapes, fold_shapes(program.copy()))
+    assert counts(after) == {"Neg": 1}
+    (name,) = (v.name for v in next(iter(after.onnx.graph)).inputs if v is not None)
+    np.testing.assert_array_equal(initializer(after, str(name)), expected)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "k = Shape(x)",
+        "s = Shape(x) k = Gather(s, zero)",
+        "s = Shape(x) k = Slice(s, zero, two)",
+        "s = Shape<end = 1>(x) k = Mul(s, two)",
+        "s = Shape<end = 1>(x) k = Concat<axis = 0>(s, two)",
+        "k = Gather(i, zero)",
+    ],
+)
+def test_what_depends_on_the_input_stays(body: str) -> None:
+    text = f"""part (float[n,4,5] x, int64[3] i) => (int64[k] y) <int64[1] zero = {{0}}, int64[1] two = {{2}}> {{
+        {body} y = Neg(k) }}"""
+    rewritten(parsed(text), fold_shapes, 0)
+
+
+@given(
+    sizes=st.lists(st.integers(1, 4), min_size=1, max_size=4), at=st.lists(st.integers(-4, 3), min_size=1, max_size=3)
+)
+@settings(max_examples=20, deadline=None, derandomize=True)
+def test_any_places(sizes: list[int], at: list[int]) -> None:
+    places = [p % len(sizes) - len(sizes) * (p < 0) for p in at]
+    text = f"""part (float[{",".join(map(str, sizes))}] x) => (int64[{len(at)}] y)
+        <int64[{len(at)}] at = {{{",".join(map(str, places))}}}> {{ s = Shape(x) k = Gather(s, at) y = Neg(k) }}"""
+    assert counts(rewritten(parsed(text), fold_shapes, 2)) == {"Neg": 1}
