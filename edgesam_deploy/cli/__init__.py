@@ -20,8 +20,8 @@ app = typer.Typer(
     name="edgesam-deploy",
     help="Deploy EdgeSAM-family models: trace, rewrite with proven passes, emit for edge runtimes, check against "
     "PyTorch."
-    "\n\nYou have a checkpoint (.pth): build, then run. You have an .onnx: ops tells what runs where, optimize rewrites it. "
-    "You have a bundle: check, verify, bench, run, everything.",
+    "\n\nYou have a checkpoint (.pth): build, then run. You have an .onnx: ops tells what runs where, optimize "
+    "rewrites it. You have a bundle: check, verify, bench, run, everything.",
     epilog=EPILOG,
     no_args_is_help=True,
     rich_markup_mode="rich",

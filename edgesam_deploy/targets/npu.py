@@ -52,6 +52,7 @@ class NpuTarget(OnnxTarget):
             aten.fold_batch_norm,
             aten.merge_parallel_convs,
             aten.fold_batch_norm,
+            aten.fold_dyt_affine,
             aten.legalize_bicubic,
             aten.limit_rank,
             *((aten.hoist_positional_encoding,) if self.io == "edgesam-npu" else ()),  # no Sin, no Cos

@@ -62,6 +62,7 @@ class OnnxTarget(Target):
             aten.fold_batch_norm,  # gives the depthwise branches plain weights, which merging needs
             aten.merge_parallel_convs,
             aten.fold_batch_norm,  # again: the DyT fork keeps one more norm behind the sum that has just been merged
+            aten.fold_dyt_affine,  # DyT's scale and shift go into the next layer where nothing else reads them
             aten.legalize_bicubic,
             aten.absorb_token_projections,  # after folding: dense positions are constants then
             aten.canonicalize_cross_attention,  # what absorbing does not pay for

@@ -353,7 +353,6 @@ def _split(node: ir.Node, version: int) -> bool:
     return attribute is not None
 
 
-
 def _number(node: ir.Node, value: float) -> ir.Value:
     graph, source = node.graph, node.inputs[0]
     assert isinstance(graph, ir.Graph)
