@@ -100,7 +100,10 @@ CLEAN: tuple[Pass, ...] = (
 )
 LEGALIZATIONS: Mapping[str, tuple[Pass, ...]] = {
     "onnx": (*CLEAN, passes.legalize_layer_norm),  # ONNX Runtime's fused Add + LayerNorm is slower than its parts
+    "npu": CLEAN,
 }
+OPSETS = {"npu": 11}  # where a target wants another than the file's
+NARROW = {"npu"}  # targets whose compilers want int64 only where ONNX requires it
 
 
 def optimize(
@@ -110,7 +113,7 @@ def optimize(
     *,
     points: int | None = None,
     dims: Mapping[str, int] | None = None,
-    int64: Int64 = "keep",
+    int64: Int64 | None = None,
     opset: int | None = None,
     proof: ProofMode = "fast",
     overwrite: bool = False,
@@ -119,12 +122,14 @@ def optimize(
     """Rewrite the ONNX file ``path`` by the passes of ``target`` into ``out``, which appears complete or not at all.
 
     points, dims: sizes for the number of points and for other dynamic dimensions by name. int64: ``keep`` it,
-    ``narrow`` it to int32 where ONNX allows, or ``force`` it away, which is no standard ONNX any more. opset: None
-    keeps the file's. Raises UsageError, OutputError, PassError.
+    ``narrow`` it to int32 where ONNX allows, or ``force`` it away, which is no standard ONNX any more; None takes what
+    the target wants, as does opset (else the file's). Raises UsageError, OutputError, PassError.
     """
     start = time.perf_counter()
     source, out = Path(path), Path(out)
     pipeline = legalization(target)
+    int64 = int64 or ("narrow" if target in NARROW else "keep")
+    opset = opset or OPSETS.get(target)
     if int64 not in get_args(Int64):
         raise UsageError(f"--int64 {int64}: must be {', '.join(get_args(Int64))}")
     _check_output(source, out, overwrite=overwrite)

@@ -112,20 +112,6 @@ def test_public_names_are_frozen():
         assert callable(getattr(edgesam_deploy, name)) or name == "sam_model_registry"
 
 
-def test_every_pass_has_a_picture_a_reason_and_its_own_file():
-    from edgesam_deploy.passes import aten, onnx
-
-    for package, folder in ((aten, "aten"), (onnx, "onnx")):
-        files = {p.stem for p in (PACKAGE / "passes" / folder).glob("*.py")} - {"__init__", "graph", "attention"}
-        assert files == set(package.__all__)
-        for name in package.__all__:
-            step = getattr(package, name)
-            assert step.name == name
-            assert "──" in step.run.__doc__ or name.startswith(("eliminate_dead", "canonicalize_names")), name
-            assert "Why:" in step.run.__doc__, name
-            assert list((Path(__file__).parent / "passes" / folder).glob(f"test*{name}.py")), name
-
-
 def test_a_build_opens_no_connection(tmp_path):
     """Nothing is downloaded and nothing reported: a build works where any socket is an error."""
     code = (

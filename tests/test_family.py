@@ -99,8 +99,10 @@ def test_a_semantic_model_takes_no_prompts(family):
 # ------------------------------------------------------------------------------------------------------------ HQ
 
 
-@pytest.mark.parametrize("multimask", [False, True])
-@pytest.mark.parametrize("hq_token_only", [False, True])
+@pytest.mark.parametrize(
+    ("multimask", "hq_token_only"),
+    [(True, False), pytest.param(False, True, marks=pytest.mark.slow), pytest.param(True, True, marks=pytest.mark.slow)],
+)
 def test_the_choices_of_hq_sam(family, multimask, hq_token_only):
     choices = {"multimask": multimask, "hq_token_only": hq_token_only}
     model, bundle = family("sam_hq_vit_b", **choices)
@@ -205,7 +207,7 @@ def test_io_sam_of_an_hq_model_takes_its_exporters_features(family, count):
     [
         ("edge_sam_dyt_hq", {"io": "sam"}, "edgesam-dyt"),
         ("edge_sam_dyt_hq", {"io": "edgesam"}, "edgesam-dyt"),
-        ("sam_hq_vit_b", {"io": "edgesam-dyt"}, "contract or sam"),
+        ("sam_hq_vit_b", {"io": "edgesam-dyt"}, "use contract, edgesam-npu, sam"),
         ("edge_sam_dyt_hq", {"multimask": True}, "sam_hq"),
         ("vit_b", {"hq_token_only": True}, "sam_hq"),
         ("vit_b", {"argmax": True}, "cwsam"),

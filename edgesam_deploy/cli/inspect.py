@@ -63,13 +63,13 @@ def passes(
     ] = "onnx",
     json: Json = False,
 ) -> None:
-    """List a target's pipeline with each pass's reason, or explain one pass."""
+    """List a target's pipeline with each pass's reason, or explain one pass of the library."""
     pipeline = _pipeline(target)
     if name is not None:
-        chosen = next((p for p in pipeline if p.name == name), None)
-        if chosen is None:
-            raise UnknownName("pass", name, {p.name for p in pipeline})
-        _explain(chosen, json=json)
+        known = _library() | {p.name: p for p in pipeline}
+        if name not in known:
+            raise UnknownName("pass", name, known)
+        _explain(known[name], json=json)
         return
     rows = [{"name": p.name, "dialect": p.dialect, "bound": p.bound, "what": p.why} for p in pipeline]
     if json:
@@ -89,15 +89,44 @@ def _pipeline(target: str) -> tuple[Pass, ...]:
     return make_target(target).pipeline(model_config("edge_sam"))
 
 
+def _library() -> dict[str, Pass]:
+    """Every pass that is one without being told sizes or versions, in a pipeline or not; aten's where both have one."""
+    from edgesam_deploy.passes import aten, onnx
+    from edgesam_deploy.passes.engine import Pass
+
+    found = {name: getattr(room, name) for room in (onnx, aten) for name in room.__all__}
+    return {name: entry for name, entry in found.items() if isinstance(entry, Pass)}
+
+
 def _explain(chosen: Pass, *, json: bool) -> None:
     import inspect
 
     text = inspect.cleandoc(chosen.run.__doc__ or "")
+    rows = _on_edge_sam(chosen.name)
     if json:
-        print_json({"name": chosen.name, "dialect": chosen.dialect, "bound": chosen.bound, "text": text})
+        facts = {"name": chosen.name, "dialect": chosen.dialect, "bound": chosen.bound, "text": text}
+        print_json({**facts, "on_edge_sam": rows})
         return
     bound = "rounding only" if chosen.is_exact else f"{chosen.bound:.1e} relative L2: {chosen.note}"
-    say(f"{chosen.name}  ({chosen.dialect}; may change outputs by: {bound})\n\n{text}")
+    say(f"{chosen.name}  ({chosen.dialect}; may change outputs by: {bound})\n\n{text}\n")
+    table = Table("model", "target", "part", "sites", "operators", "relative L2", title="what it did")
+    for row in rows:
+        counts = f"{row['operators_before']} -> {row['operators_after']}"
+        error = "" if row["relative_l2"] is None else f"{row['relative_l2']:.1e}"
+        table.add_row(row["model"], row["target"], row["part"], str(row["sites"]), counts, error)
+    if rows:
+        stdout().print(table)
+    else:
+        say("on EdgeSAM: stands in no pipeline, or finds nothing there")
+
+
+def _on_edge_sam(name: str) -> list[dict[str, Any]]:
+    """What a pass did when EdgeSAM was built (python -m benchmarks.passes_on_edge_sam)."""
+    from importlib.resources import files
+    from json import loads
+
+    rows = loads((files("edgesam_deploy.passes") / "on_edge_sam.json").read_text("utf-8"))
+    return [row for row in rows if row["pass"] == name and row["sites"]]
 
 
 def doctor(json: Json = False) -> None:

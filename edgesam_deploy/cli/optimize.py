@@ -41,10 +41,14 @@ def optimize(
     dim: Annotated[
         list[str] | None, typer.Option(help="NAME=SIZE: freeze another dynamic dimension. May be repeated.")
     ] = None,
-    opset: Annotated[int | None, typer.Option(help="Write in this opset, 11 to 23. Default: the file's own.")] = None,
+    opset: Annotated[int | None, typer.Option(help="Write in this opset, 11 to 23. Default: the target's.")] = None,
     int64: Annotated[
-        Int64, typer.Option(help="narrow: int32 wherever ONNX allows. force: int32 everywhere, not standard ONNX.")
-    ] = Int64.keep,
+        Int64 | None,
+        typer.Option(
+            help="keep, narrow: int32 wherever ONNX allows, force: int32 everywhere, not standard ONNX. "
+            "Default: the target's."
+        ),
+    ] = None,
     proof: Annotated[Proof, typer.Option(help="How each pass is proved: on two inputs, on four, or not.")] = Proof.fast,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT where it is there already.")] = False,
     json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
@@ -56,9 +60,10 @@ def optimize(
     from edgesam_deploy import optimizer
 
     dims = dict(_dimension(text) for text in dim or [])
+    wide = None if int64 is None else int64.value
     with progress_bar(len(optimizer.legalization(target)) + 5) as progress:
         found = optimizer.optimize(
-            file, out, target, points=points, dims=dims, int64=int64.value, opset=opset, proof=proof.value,
+            file, out, target, points=points, dims=dims, int64=wide, opset=opset, proof=proof.value,
             overwrite=overwrite, progress=progress,
         )  # fmt: skip
     if json:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from edgesam_deploy.contract import sample_inputs
 from edgesam_deploy.errors import EdgeSamDeployError, PassError, UnknownName
-from edgesam_deploy.passes.execute import Arrays, relative_l2, run_program
+from edgesam_deploy.passes.execute import Arrays, relative_l2, run_on_each
 from edgesam_deploy.passes.program import Dialect, Program
 
 EXACT = 1e-5  # relative L2 at O(1) activations: room for reassociated fp32 sums, far below any real fault
@@ -145,7 +145,8 @@ class Engine:
             with _blaming(rewrite, program):
                 outputs = proof = self._outputs(after)
                 if rewrite.adapt is not None:
-                    proof = [run_program(after, rewrite.adapt(program, after, s)) for s in self._samples(program)]
+                    adapted = [rewrite.adapt(program, after, inputs) for inputs in self._samples(program)]
+                    proof = run_on_each(after, adapted)
         error = _worst(known, proof) if sites and known is not None else None
         proof_seconds = time.perf_counter() - start if sites else 0.0
         counts = sum(program.operators().values()), sum(after.operators().values())
@@ -154,12 +155,13 @@ class Engine:
             self.steps.append(step)
             raise PassError(
                 f"pass {rewrite.name} left its bound on {program.name}: relative L2 {error:.2e} where at most "
-                f"{rewrite.bound:.0e} is declared, after {sites} sites; see --dump-after {rewrite.name}"
+                f"{rewrite.bound:.0e} is declared, after {sites} sites; see --dump-after {rewrite.name}, "
+                f"and edgesam-deploy bisect for the node"
             )
         return step, after, outputs
 
     def _outputs(self, program: Program) -> list[Arrays]:
-        return [run_program(program, inputs) for inputs in self._samples(program)]
+        return run_on_each(program, self._samples(program))
 
     def _samples(self, program: Program) -> list[Arrays]:
         return [sample_inputs(program.inputs, seed) for seed in SEEDS[self.proof]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,26 @@ from numpy.typing import NDArray
 from edgesam_deploy.passes.program import Program
 
 Arrays = dict[str, NDArray[Any]]
+Runner = Callable[[Arrays], list[NDArray[Any]]]
 
 
 def run_program(program: Program, inputs: Arrays) -> Arrays:
     """Outputs by name. The aten dialect runs in PyTorch, the onnx dialect in ONNX Runtime on the CPU."""
-    run = _run_aten if program.dialect == "aten" else _run_onnx
-    values = run(program, {spec.name: inputs[spec.name] for spec in program.inputs})
-    return {spec.name: value for spec, value in zip(program.outputs, values, strict=True)}
+    return run_on_each(program, [inputs])[0]
+
+
+def run_on_each(program: Program, samples: Sequence[Arrays]) -> list[Arrays]:
+    """As ``run_program`` for several inputs: loading a graph takes longer than running it."""
+    if not samples:
+        return []
+    run = _aten_runner(program) if program.dialect == "aten" else _onnx_runner(program)
+    names = [spec.name for spec in program.outputs]
+    chosen = ({spec.name: inputs[spec.name] for spec in program.inputs} for inputs in samples)
+    return [dict(zip(names, run(inputs), strict=True)) for inputs in chosen]
+
+
+def _aten_runner(program: Program) -> Runner:
+    return lambda inputs: _run_aten(program, inputs)
 
 
 def _run_aten(program: Program, inputs: Arrays) -> list[NDArray[Any]]:
@@ -34,7 +48,7 @@ def _run_aten(program: Program, inputs: Arrays) -> list[NDArray[Any]]:
         return [out.numpy() for out in ep.graph_module(*args)]
 
 
-def _run_onnx(program: Program, inputs: Arrays) -> list[NDArray[Any]]:
+def _onnx_runner(program: Program) -> Runner:
     import onnx_ir as ir
     import onnxruntime
 
@@ -44,7 +58,8 @@ def _run_onnx(program: Program, inputs: Arrays) -> list[NDArray[Any]]:
     options.enable_cpu_mem_arena = options.enable_mem_pattern = False  # and the memory
     model = ir.to_proto(program.onnx).SerializeToString()
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    return list(session.run([spec.name for spec in program.outputs], inputs))
+    names = [spec.name for spec in program.outputs]
+    return lambda inputs: list(session.run(names, inputs))
 
 
 def relative_l2(reference: NDArray[Any], other: NDArray[Any], floor: float = 0.0) -> float:

@@ -282,10 +282,11 @@ def test_the_program_given_stays_as_it_was() -> None:
 
 
 def test_without_proof_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    def run_program(*_: object) -> None:
-        raise AssertionError("must not run")
+    def run_on_each(_: object, samples: list[object]) -> list[object]:
+        assert not samples, "must not run"
+        return []
 
-    monkeypatch.setattr(engine_module, "run_program", run_program)
+    monkeypatch.setattr(engine_module, "run_on_each", run_on_each)
     engine = Engine("off")
     engine.run(aten_program(), (rewriting(scale_relu(3.0)),))
     assert [step.error for step in engine.steps] == [None]
@@ -295,8 +296,8 @@ def test_without_proof_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_how_often_it_runs(monkeypatch: pytest.MonkeyPatch, proof: str, runs: int) -> None:
     """Once per input before, once after each step that did something; steps that did nothing cost nothing."""
     calls = []
-    original = engine_module.run_program
-    monkeypatch.setattr(engine_module, "run_program", lambda *a: calls.append(a) or original(*a))
+    original = engine_module.run_on_each
+    monkeypatch.setattr(engine_module, "run_on_each", lambda p, s: calls.extend(s) or original(p, s))
     Engine(proof).run(aten_program(), (nothing, rewriting(scale_relu(1.0)), nothing))  # type: ignore[arg-type]
     assert len(calls) == runs
 
