@@ -28,7 +28,8 @@ DOC, RESULT = ROOT / "docs" / "models.md", ROOT / "benchmarks" / "results" / "mo
 HEAD = """# Models
 
 Written by `python -m benchmarks.model_table FOLDER` from the bundles in FOLDER. GMAC are multiply-accumulates of one
-call: of the image encoder (of the whole model, for cwsam), and of the mask decoder with 6 slots and one prompt. Parity
+call of the PyTorch model (experts as they are routed; an artifact runs every expert): of the image encoder (of the
+whole model, for cwsam), and of the mask decoder with 6 slots and one prompt. Parity
 is that of the ONNX artifact with fp32 PyTorch, the worst over all pictures and prompts, with random (seeded) weights. A
 dash means that no bundle was there to read: the model was not built on that machine. "Build takes about" is the
 estimate by which a build is refused, "peak" what the build measured.

@@ -70,8 +70,8 @@ def build(
     on instead of the shipped photographs, (H, W, 3) uint8 RGB by name. max_memory: refuse what is estimated to take
     more bytes; default: what is available.
 
-    A part above 200 GMAC has its passes proved on a twin of a few of its blocks, and its parity measured on two
-    pictures; the manifest says so.
+    A part above 200 GMAC has its parity measured on two pictures and, if it is a stack of transformer blocks, its
+    passes proved on a twin of a few of them; the manifest says so.
 
     Raises ParityError when the artifact is not the model, PassError when a pass left its bound, TooLarge for
     what does not fit into memory, UsageError and OutputError for what was asked, MissingToolkit for what is not

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 GIB = 1 << 30
 COPIES = 3  # of the weights: PyTorch's, the graph's, where matrices are stored transposed, and the runtime's
-BASE = 1.0 * GIB  # PyTorch, ONNX and ONNX Runtime themselves, and what a small model takes
-MAPS = 5  # attention maps that are alive at once: scores, bias, their sum, probabilities, the runtime's
+BASE = 0.6 * GIB  # PyTorch, ONNX and ONNX Runtime themselves
+MAPS = 5  # of the largest kind that are alive at once: an operator's inputs and result, the runtime's, a proof's
 
 
 def build_bytes(config: SamConfig | CwsamConfig) -> tuple[int, int]:
@@ -26,14 +26,18 @@ def build_bytes(config: SamConfig | CwsamConfig) -> tuple[int, int]:
 
     with torch.device("meta"):
         parameters = sum(p.numel() for p in network(config, "").parameters())
-    return parameters, int(BASE + COPIES * 4 * parameters + MAPS * _attention_bytes(config))
+    return parameters, int(BASE + COPIES * 4 * parameters + MAPS * _largest_map_bytes(config))
 
 
-def _attention_bytes(config: SamConfig | CwsamConfig) -> int:
-    """One attention map of a block that attends to the whole grid, float32; 0 for convolutional encoders."""
-    encoder = config.image_encoder
+def _largest_map_bytes(config: SamConfig | CwsamConfig) -> int:
+    """The largest value on the way, float32: an attention map of a block that attends to the whole grid, or a map of
+    features at a quarter of the resolution, as wide as the HQ branch or the class head makes it.
+    """
+    encoder, size = config.image_encoder, config.image_size
     heads, patch = getattr(encoder, "heads", 0), getattr(encoder, "patch", 0)
-    return 4 * heads * (config.image_size // patch) ** 4 if patch else 0
+    attention = heads * (size // patch) ** 4 if patch else 0
+    wide = 4 * config.embed_dim if getattr(config.mask_decoder, "hq", "none") != "none" else config.embed_dim
+    return 4 * max(attention, wide * (size // 4) ** 2)
 
 
 def available_bytes() -> int:
@@ -56,11 +60,14 @@ def check_memory(config: SamConfig | CwsamConfig, name: str, *, limit: int | Non
     loaded: the weights are in memory already and are not counted against what is available.
     """
     parameters, needed = build_bytes(config)
-    wanted = needed - 4 * parameters if loaded and limit is None else needed
-    room = available_bytes() if limit is None else limit
-    if wanted > room:
+    takes = f"{name} has {parameters / 1e9:.2f} billion parameters: building it takes about {needed / GIB:.1f} GiB"
+    if limit is not None:
+        if needed > limit:
+            raise TooLarge(f"{takes} of memory, and {limit / GIB:.1f} GiB are allowed (--max-memory)")
+        return
+    room = available_bytes()
+    if needed - (4 * parameters if loaded else 0) > room:
         raise TooLarge(
-            f"{name} has {parameters / 1e9:.2f} billion parameters: building it takes about {needed / GIB:.0f} GiB of "
-            f"memory, of which {room / GIB:.1f} GiB are there; build on a larger machine, choose a smaller "
+            f"{takes} of memory, of which {room / GIB:.1f} GiB are there; build on a larger machine, choose a smaller "
             f"configuration, or set --max-memory if you know better"
         )

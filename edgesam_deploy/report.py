@@ -14,12 +14,13 @@ from edgesam_deploy.bundle import Bundle
 from edgesam_deploy.targets.base import Target
 
 
-def print_plan(console: Console, model: str, target: Target, out: Path, steps: Sequence[str]) -> None:
-    """What a build would do."""
+def print_plan(console: Console, model: str, target: Target, out: Path, steps: Sequence[str], memory: int) -> None:
+    """What a build would do, and the memory in bytes that it is estimated to take."""
     options = ", ".join(f"{k}={v}" for k, v in target.options().items())
     _line(console, f"{model} for {target.name} ({options}) into {out}:")
     for index, step in enumerate(steps, 1):
         _line(console, f"{index:3} {step}")
+    _line(console, f"memory: about {memory / 2**30:.1f} GiB")
 
 
 def print_build(console: Console, bundle: Bundle) -> None:

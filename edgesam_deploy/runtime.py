@@ -125,7 +125,9 @@ class BundlePredictor(PromptPredictor):
             raise PromptError("no picture is set; call set_image first")
         prompts = self._fitted(prompts)
         step = prompts.batch if self.interface.batch == DYNAMIC else int(self.interface.batch)
-        results = [self._chunk(prompts, mask_input, start, step) for start in range(0, prompts.batch, step)]
+        whole: list[FloatArray] = []
+        results = [self._chunk(prompts, mask_input, start, step, whole) for start in range(0, prompts.batch, step)]
+        self._full = np.concatenate(whole) if whole else None
         parts = zip(*results, strict=True)
         return Answers(*(None if part[0] is None else np.concatenate(part) for part in parts))  # type: ignore[arg-type]
 
@@ -139,7 +141,10 @@ class BundlePredictor(PromptPredictor):
             raise PromptError(f"--io {interface.io} with dynamic points has no empty slots: give every prompt a point")
         return prompts
 
-    def _chunk(self, prompts: Slots, mask_input: FloatArray | None, start: int, step: int) -> Answers:
+    def _chunk(
+        self, prompts: Slots, mask_input: FloatArray | None, start: int, step: int, whole: list[FloatArray]
+    ) -> Answers:
+        """``whole`` gets the larger masks that foreign layouts give."""
         count = min(step, prompts.batch - start)
         missing = step - count
         chosen = slice(start, start + count)
@@ -166,7 +171,7 @@ class BundlePredictor(PromptPredictor):
             inputs |= _box_apart(inputs["point_coords"], inputs["point_labels"])
         outputs = self._decoder(inputs)  # type: ignore[misc]
         if self.interface.io in ("sam", "edgesam-dyt"):
-            self._full = outputs["masks"]
+            whole.append(outputs["masks"])
             scores = outputs["iou_predictions" if self.interface.io == "sam" else "scores"]
             return Answers(outputs["low_res_masks"], scores)
         sam = outputs.get("masks_sam")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -91,7 +92,7 @@ def build(
 
     from edgesam_deploy.builder import build as build_bundle
     from edgesam_deploy.builder import plan
-    from edgesam_deploy.memory import GIB, check_memory
+    from edgesam_deploy.memory import GIB, build_bytes, check_memory
     from edgesam_deploy.model.registry import configured, load
     from edgesam_deploy.report import print_build, print_plan
 
@@ -100,11 +101,14 @@ def build(
     passes = {step.name for step in chosen.pipeline(cfg)}
     if dump_after is not None and dump_after not in passes:
         raise UnknownName("pass", dump_after, passes)
+    if max_memory is not None and not (isfinite(max_memory) and max_memory > 0):
+        raise UsageError(f"--max-memory {max_memory}: must be a number of GiB above 0")
     if dry_run:
-        print_json(steps) if json else print_plan(stdout(), model, chosen, folder, steps)
+        print_json(steps) if json else print_plan(stdout(), model, chosen, folder, steps, build_bytes(cfg)[1])
         return
     limit = None if max_memory is None else int(max_memory * GIB)
-    check_memory(cfg, model, limit=limit)  # before gigabytes are loaded
+    if checkpoint is None:  # before gigabytes are drawn; a file tells its sizes only when it is read
+        check_memory(cfg, model, limit=limit)
     note(f"building {model} for {chosen.name} into {folder}")
     with progress_bar(len(steps)) as progress:
         progress("load")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -60,7 +60,7 @@ def optimize(
     from edgesam_deploy import optimizer
 
     dims = dict(_dimension(text) for text in dim or [])
-    wide = None if int64 is None else int64.value
+    wide: Any = None if int64 is None else int64.value
     with progress_bar(len(optimizer.legalization(target)) + 5) as progress:
         found = optimizer.optimize(
             file, out, target, points=points, dims=dims, int64=wide, opset=opset, proof=proof.value,

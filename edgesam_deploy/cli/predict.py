@@ -68,10 +68,12 @@ def run(
     check_results(out, image)
     picture = read_image(image)
     if is_semantic(bundle):
-        if points or corners or masks:
+        if points or corners or masks is not None:
             raise PromptError(
                 f"{bundle} holds a semantic model, which takes no prompts: leave --point, --box, --masks out"
             )
+        if tiles is False and overlap is not None:
+            raise UsageError(f"--overlap {overlap}: tiles overlap, and --no-tiles asks for none")
         segmenter = open_artifact(bundle, provider, threads)
         assert isinstance(segmenter, BundleSegmenter)
         run_segmenter(segmenter, segmenter.bundle, image, out, overlap=overlap, tiles=tiles, json=json)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from edgesam_deploy.errors import UnknownName, UsageError
 from edgesam_deploy.model.cwsam.configs import CWSAM_MODELS, CwsamConfig
@@ -206,24 +206,44 @@ def model_config(name: str) -> SamConfig | CwsamConfig:
 def override(config: Any, changes: Mapping[str, Any], *, where: str = "config") -> Any:
     """``config`` with the fields named in ``changes`` replaced; nested mappings reach nested dataclasses.
 
-    Raises UsageError for a field that does not exist or a value that does not fit it.
+    Raises UsageError for a field that does not exist or a value that is not of its declared type.
     """
+    if not isinstance(changes, Mapping):
+        raise UsageError(f"{where}: expected a mapping of fields, got {changes!r}")
     known = {f.name for f in fields(config)}
+    types = get_type_hints(type(config))
     values: dict[str, Any] = {}
     for key, value in changes.items():
         if key not in known:
             raise UsageError(f"{where}: no field {key!r}; fields: {', '.join(sorted(known))}")
         current = getattr(config, key)
         if is_dataclass(current):
-            if not isinstance(value, Mapping):
-                raise UsageError(f"{where}.{key}: expected a mapping of fields, got {type(value).__name__}")
-            value = override(current, value, where=f"{where}.{key}")
-        elif isinstance(current, tuple):
-            value = tuple(value)
-        elif not isinstance(value, type(current)):
-            raise UsageError(f"{where}.{key}: expected {type(current).__name__}, got {value!r}")
-        values[key] = value
+            values[key] = override(current, value, where=f"{where}.{key}")
+        elif current is None and value is None:
+            values[key] = None
+        else:
+            values[key] = _typed(value, types[key], f"{where}.{key}")
     return replace(config, **values)
+
+
+def _typed(value: Any, kind: Any, where: str) -> Any:
+    """``value`` if it is of a field's type: a number, a word, one of some words, or a list of numbers."""
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            raise UsageError(f"{where}: must be {' or '.join(map(str, get_args(kind)))}, got {value!r}")
+        return value
+    if get_origin(kind) is tuple:
+        if not isinstance(value, list | tuple):
+            raise UsageError(f"{where}: expected a list, got {value!r}")
+        return tuple(_typed(entry, get_args(kind)[0], where) for entry in value)
+    accepted = (int, float) if kind is float else kind
+    if (
+        not isinstance(accepted, type | tuple)
+        or not isinstance(value, accepted)
+        or isinstance(value, bool) != (kind is bool)
+    ):
+        raise UsageError(f"{where}: expected {getattr(kind, '__name__', kind)}, got {value!r}")
+    return value
 
 
 def check(config: SamConfig) -> None:
@@ -237,6 +257,10 @@ def check(config: SamConfig) -> None:
     decoder = config.mask_decoder
     if decoder is None:
         return
+    if decoder.mask_tokens != 4:
+        raise UsageError(f"mask_decoder.mask_tokens {decoder.mask_tokens}: every model and layout here has 4")
+    if min(decoder.heads, decoder.downsample, decoder.mlp_dim, decoder.depth) < 1 or decoder.lora < 0:
+        raise UsageError("mask_decoder: depth, heads, mlp_dim and downsample must be at least 1, lora at least 0")
     if config.embed_dim % 8 or config.embed_dim // decoder.downsample % decoder.heads:
         raise UsageError(
             f"embed_dim {config.embed_dim} with downsample {decoder.downsample} "
@@ -248,7 +272,7 @@ def check(config: SamConfig) -> None:
 
 
 def _check_repvit(encoder: RepVitConfig) -> None:
-    if len(encoder.channels) != 4 or len(encoder.depths) != 4 or min(encoder.depths) < 1:
+    if len(encoder.channels) != 4 or len(encoder.depths) != 4 or min(*encoder.depths, *encoder.channels) < 1:
         raise UsageError("image_encoder: channels and depths need four entries of at least 1, one per stage")
     if any(c % 8 for c in encoder.channels):
         raise UsageError(f"image_encoder.channels {encoder.channels}: each must be a multiple of 8")
@@ -272,6 +296,8 @@ def _check_tiny_vit(encoder: TinyVitConfig) -> None:
     lists = (encoder.widths, encoder.depths, encoder.heads, encoder.windows)
     if any(len(entries) != 4 or min(entries) < 1 for entries in lists):
         raise UsageError("image_encoder: widths, depths, heads and windows need four entries of at least 1")
+    if min(encoder.mlp_ratio, encoder.conv_expand) < 1 or encoder.head_classes < 0:
+        raise UsageError("image_encoder: mlp_ratio and conv_expand must be at least 1, head_classes at least 0")
     for width, heads in zip(encoder.widths[1:], encoder.heads[1:], strict=True):
         if width % heads:
             raise UsageError(f"image_encoder.widths {encoder.widths}: {width} does not divide into {heads} heads")

@@ -171,12 +171,18 @@ def _unknown(shapes: Shapes) -> str:
 def wrong_model_message(recognised: Recognised, asked: str, *, source: str | Path = "...") -> str:
     """What to say when a file recognised as one model was given for ``asked``: what it is and how to use it."""
     model, note = recognised.model, recognised.note
+    if model is None and recognised.encoder_only:
+        return f"this file holds an image encoder alone, of a size that has no name ({note}); {asked} is more than that"
     if model is None:
         return f"this file is not {asked}, nor another model known here: {note}"
     use = f"edgesam-deploy build {model} --checkpoint {source}"
     if recognised.encoder_only and asked not in REPVIT_NAMES:
         alone = f", or build the encoder alone with: {use}" if model in REPVIT_NAMES else ""
         return f"this file holds an image encoder alone ({note}); {asked} needs a full checkpoint{alone}"
+    if recognised.encoder_only and model not in REPVIT_NAMES:
+        return (
+            f"this file holds the image encoder of {model} alone ({note}), not {asked}; there is no model of that kind"
+        )
     if model == asked:
         return f"this file looks like {model}, as asked, but does not fit: {note}"
     return f"this file looks like {model} ({note}), not {asked}; build it with: {use}"

@@ -51,7 +51,11 @@ def _configured_cwsam(
     """``config`` holds either our fields or what its authors' files hold (``model_args``)."""
     if upsample or gelu:
         raise UsageError(f"{'upsample' if upsample else 'gelu'} belongs to promptable models; leave it out")
-    cfg = from_model_args(cfg, config) if "model_args" in config else override(cfg, config)
+    if isinstance(config, Mapping) and "model_args" in config:
+        rest = dict(config)
+        size = rest.pop("image_size", None)  # --image-size, said beside the authors' file
+        cfg, config = from_model_args(cfg, rest), {} if size is None else {"image_size": size}
+    cfg = override(cfg, config)
     check_cwsam(cfg)
     return cfg
 
@@ -126,10 +130,10 @@ def _fitted(
     found = recognise(file.tensors)
     tensors = dict(file.tensors)
     alone = isinstance(cfg, SamConfig) and cfg.mask_decoder is None
-    if found.model is not None and (found.encoder_only != alone or _family(found.model) != _family(name)):
+    if found.encoder_only != alone or found.model not in (None, name):
         raise CheckpointError(f"{file.source}: {wrong_model_message(found, name, source=file.source)}")
     if isinstance(cfg, CwsamConfig):
-        return tensors, fitted(cfg, tensors)
+        return tensors, _fitted_cwsam(file, name, cfg)
     if found.encoder_only and not found.prefixed:
         tensors = {f"image_encoder.{key}": value for key, value in tensors.items()}
     if found.rep_layout is not None and isinstance(cfg.image_encoder, RepVitConfig):
@@ -137,8 +141,16 @@ def _fitted(
     return tensors, cfg
 
 
-def _family(name: str) -> str:
-    return "edge_sam" if name in ("edge_sam", "edge_sam_m2", "edge_sam_m3") else name
+def _fitted_cwsam(file: Checkpoint, name: str, cfg: CwsamConfig) -> CwsamConfig:
+    """The sizes that the checkpoint tells; how many experts there are is its to say. Raises CheckpointError where the
+    caller asked for other pictures or classes.
+    """
+    found, usual = fitted(cfg, file.tensors), MODELS[name]
+    for size in ("image_size", "classes", "embed_dim"):
+        asked, has = getattr(cfg, size), getattr(found, size)
+        if asked not in (has, getattr(usual, size)):
+            raise CheckpointError(f"{file.source}: is of {size} {has}, not {asked}; leave it out of the configuration")
+    return found
 
 
 class _ModelRegistry(Mapping[str, Callable[..., Sam | Cwsam]]):

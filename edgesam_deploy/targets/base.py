@@ -83,17 +83,21 @@ class Target(ABC):
             return self._semantic(config)
         if self.argmax:
             raise UsageError("--argmax belongs to semantic models (cwsam*)")
+        if config.mask_decoder is None:
+            self._refuse_prompts("an image encoder alone takes no prompts")
         hq = "none" if config.mask_decoder is None else config.mask_decoder.hq
         shapes = () if hq == "none" else intermediate_shapes(config)
         return self._promptable(config.image_size, config.embed_dim, hq, shapes)
 
     def _semantic(self, config: CwsamConfig) -> SegmenterInterface:
+        self._refuse_prompts("a semantic model takes no prompts")
+        return SegmenterInterface(config.image_size, config.classes, self.argmax, self.embed_preprocess)
+
+    def _refuse_prompts(self, why: str) -> None:
         common = {f.name for f in fields(Target)} - {"argmax", "embed_preprocess"}
         for f in fields(self):
             if f.name in common and getattr(self, f.name) != f.default:
-                flag = "--" + f.name.replace("_", "-")
-                raise UsageError(f"{flag}: a semantic model takes no prompts; leave it out")
-        return SegmenterInterface(config.image_size, config.classes, self.argmax, self.embed_preprocess)
+                raise UsageError(f"--{f.name.replace('_', '-')}: {why}; leave it out")
 
     def _promptable(
         self, image_size: int, embed_dim: int, hq: Hq, intermediate: tuple[tuple[int, int, int], ...]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from numpy.typing import NDArray
 
 from edgesam_deploy.contract import MASK_DECODER, Interface, SegmenterInterface
-from edgesam_deploy.errors import BundleError, MissingToolkit, UsageError
+from edgesam_deploy.errors import BundleError, EdgeSamDeployError, MissingToolkit, UsageError
 from edgesam_deploy.targets.base import Arrays, Target, option
 from edgesam_deploy.toolkits import require
 
@@ -143,4 +143,8 @@ class OnnxRunner:
         self.outputs = [out.name for out in self.session.get_outputs()]
 
     def __call__(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
-        return dict(zip(self.outputs, self.session.run(self.outputs, dict(inputs)), strict=True))
+        try:
+            values = self.session.run(self.outputs, dict(inputs))
+        except Exception as e:  # its error types derive from Exception alone
+            raise EdgeSamDeployError(f"the artifact failed in its runtime: {str(e).splitlines()[0]}") from e
+        return dict(zip(self.outputs, values, strict=True))

@@ -67,6 +67,7 @@ class _Tail:
         longest = self._node("ReduceMax", [original], keepdims=1)
         scaled = self._node("Mul", [original, self._node("Div", [self._const(side, np.float32), longest])])
         rounded = self._node("Floor", [self._node("Add", [scaled, self._const(0.5, np.float32)])])
+        rounded = self._node("Max", [rounded, self._const(1, np.float32)])  # a side of a very thin picture
         inside = self._node("Cast", [rounded], to=ir.DataType.INT64)
         start, axes = self._const([0, 0], np.int64), self._const([2, 3], np.int64)
         cropped = self._node("Slice", [frame, start, inside, axes])
