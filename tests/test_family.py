@@ -101,7 +101,11 @@ def test_a_semantic_model_takes_no_prompts(family):
 
 @pytest.mark.parametrize(
     ("multimask", "hq_token_only"),
-    [(True, False), pytest.param(False, True, marks=pytest.mark.slow), pytest.param(True, True, marks=pytest.mark.slow)],
+    [
+        (True, False),
+        pytest.param(False, True, marks=pytest.mark.slow),
+        pytest.param(True, True, marks=pytest.mark.slow),
+    ],
 )
 def test_the_choices_of_hq_sam(family, multimask, hq_token_only):
     choices = {"multimask": multimask, "hq_token_only": hq_token_only}
@@ -212,11 +216,36 @@ def test_io_sam_of_an_hq_model_takes_its_exporters_features(family, count):
         ("vit_b", {"hq_token_only": True}, "sam_hq"),
         ("vit_b", {"argmax": True}, "cwsam"),
         ("sam_hq_vit_b", {"io": "sam", "return_single_mask": True}, "always returns one mask"),
+        ("cwsam", {"io": "sam"}, "takes no prompts"),
     ],
 )
 def test_options_that_a_model_cannot_have(family, name, options, words):
     with pytest.raises(UsageError, match=words):
         family(name, **options)
+
+
+def test_a_very_thin_picture_in_the_layout_sam(family):
+    """Its short side is less than half a pixel in the model frame."""
+    model, bundle = family("sam_hq_vit_b", io="sam")
+    line = picture(1, 700, 3)
+    ours, theirs = open_predictor(bundle.path), SamPredictor(model)
+    for predictor in (ours, theirs):
+        predictor.set_image(line)
+    masks, _, low_res = ours.predict([[300, 0]], [1], return_logits=True)
+    assert masks.shape == (1, 1, 700)
+    assert np.abs(low_res - theirs.predict([[300, 0]], [1])[2]).max() < 1e-3
+    assert np.abs(ours.full_masks(low_res) - theirs.upscale(low_res)).max() < 1e-3
+
+
+def test_larger_masks_of_several_prompts(family):
+    """Layouts that know one prompt per call are called once per prompt; all of their masks are kept."""
+    _, bundle = family("edge_sam_dyt_hq", io="edgesam-dyt")
+    predictor = open_predictor(bundle.path)
+    predictor.set_image(picture(150, 225, 10))
+    answers = predictor.decode(*predictor.prepared([[[60, 40]], [[100, 90]], [[10, 10]]], [[1], [1], [0]]))
+    full = predictor.full_masks(answers.logits)
+    assert full.shape == (3, 1, 150, 225)
+    assert np.abs(full - predictor.upscale(answers.logits)).max() < 1e-3
 
 
 @pytest.mark.parametrize("name", ["edge_sam_dyt_hq", "sam_hq_vit_b"])

@@ -15,7 +15,7 @@ from edgesam_deploy import builder, memory
 from edgesam_deploy.errors import TooLarge
 from edgesam_deploy.memory import GIB, available_bytes, build_bytes, check_memory
 from edgesam_deploy.model.configs import model_config
-from edgesam_deploy.model.registry import load
+from edgesam_deploy.model.registry import configured, load
 
 
 def test_estimates_grow_with_the_model():
@@ -26,10 +26,26 @@ def test_estimates_grow_with_the_model():
     assert build_bytes(model_config("cwsam_hierarchical_moe_10b"))[1] > 3 * 4 * 6_790_078_130
 
 
-def test_a_refusal_says_how_much_it_would_take():
-    with pytest.raises(TooLarge, match=r"6.79 billion parameters.* about 7\d GiB .* 20.0 GiB are there.*--max-memory"):
-        check_memory(model_config("cwsam_hierarchical_moe_10b"), "cwsam_hierarchical_moe_10b", limit=20 * GIB)
-    check_memory(model_config("cwsam_hierarchical_moe_10b"), "the same", limit=200 * GIB)
+def test_a_refusal_says_how_much_it_would_take(monkeypatch):
+    config, name = model_config("cwsam_hierarchical_moe_10b"), "cwsam_hierarchical_moe_10b"
+    with pytest.raises(TooLarge, match=r"6\.79 billion parameters.* about 7\d\.\d GiB .*20\.0 GiB are allowed"):
+        check_memory(config, name, limit=20 * GIB)
+    check_memory(config, name, limit=200 * GIB)
+    monkeypatch.setattr(memory, "available_bytes", lambda: 20 * GIB)
+    with pytest.raises(TooLarge, match=r"20\.0 GiB are there; .*set --max-memory"):
+        check_memory(config, name)
+
+
+def test_large_pictures_take_more():
+    small, large = (configured("edge_sam_dyt_hq", config={"image_size": size}) for size in (1024, 4096))
+    assert build_bytes(large)[1] > 5 * build_bytes(small)[1]
+
+
+@pytest.mark.parametrize("amount", ["nan", "inf", "-1", "0"])
+def test_limits_that_are_none(amount):
+    refused = edgesam_deploy("build", "edge_sam", "--max-memory", amount)
+    assert refused.code == 2
+    assert "--max-memory" in refused.err
 
 
 def test_what_is_loaded_already_is_not_counted_twice(monkeypatch):
@@ -97,7 +113,16 @@ def test_a_size_of_ones_own_from_a_file(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("nothing", "not a JSON file"), ("[1]", "expected an object"), ('{"depth": 3}', "no field 'depth'")],
+    [
+        ("nothing", "not a JSON file"),
+        ("[1]", "expected an object"),
+        ('{"depth": 3}', "no field 'depth'"),
+        ('{"image_encoder": {"global_blocks": 3}}', "expected a list"),
+        ('{"image_encoder": {"global_blocks": [1.5]}}', "expected int"),
+        ('{"image_encoder": {"heads": true}}', "expected int"),
+        ('{"image_encoder": {"experts": {"kind": "many"}}}', "must be dense or token or groups"),
+        ('{"image_encoder": 3}', "expected a mapping"),
+    ],
 )
 def test_bad_sizes(tmp_path, monkeypatch, text, words):
     monkeypatch.chdir(tmp_path)

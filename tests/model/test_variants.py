@@ -50,8 +50,8 @@ def test_each_is_taken_by_its_own_name(layout):
 @pytest.mark.parametrize("asked", [name for name, config in MODELS.items() if not isinstance(config, CwsamConfig)])
 def test_and_refused_by_every_other_which_names_it(layout, asked):
     own = OWN[layout]
-    if asked == own or {asked, own} <= {"edge_sam", "edge_sam_m2", "edge_sam_m3"}:
-        return  # sizes of one family: strict loading shows what differs
+    if asked == own:
+        return
     with pytest.raises(CheckpointError, match=f"build {own} --checkpoint"):
         _fitted(published(layout), asked, model_config(asked))
 
@@ -62,6 +62,25 @@ def test_and_refused_by_every_other_which_names_it(layout, asked):
 def test_an_encoder_alone_is_no_model(layout, words):
     with pytest.raises(CheckpointError, match=f"image encoder alone .{words}.*needs a full checkpoint"):
         _fitted(published(layout, encoder_only=True), OWN[layout], model_config(OWN[layout]))
+
+
+def test_an_encoder_alone_of_any_size(tmp_path):
+    model = load("vit_b", seed=3, config=FAMILY["vit_b"])
+    torch.save(model.image_encoder.state_dict(), tmp_path / "encoder.pth")
+    with pytest.raises(CheckpointError, match="an image encoder alone"):
+        load("vit_b", tmp_path / "encoder.pth", config=FAMILY["vit_b"])
+
+
+@pytest.mark.parametrize("changes", [{"image_size": 256}, {"classes": 99}])
+def test_a_size_that_is_not_the_checkpoints(tmp_path, changes):
+    torch.save(load("cwsam", config=FAMILY["cwsam"]).state_dict(), tmp_path / "model.pth")
+    assert load("cwsam", tmp_path / "model.pth").config == load("cwsam", config=FAMILY["cwsam"]).config
+    with pytest.raises(CheckpointError, match=f"not {next(iter(changes.values()))}"):
+        load("cwsam", tmp_path / "model.pth", config=changes)
+
+
+def test_a_size_beside_the_authors_file():
+    assert load("cwsam", config={**FAMILY["cwsam"], "image_size": 256}).image_size == 256
 
 
 @pytest.mark.parametrize("asked", ["vit_b", "edge_sam", "cwsam"])
@@ -104,6 +123,14 @@ def test_expert_counts_come_from_the_checkpoint(tmp_path):
         ("vit_b", {"config": {"image_encoder": {"patch": 8}}}, "patches of 16"),
         ("vit_b", {"config": {"image_encoder": {"window": 0}}}, "at least 1"),
         ("vit_b", {"config": {"mask_decoder": {"hq": "early"}}}, "late only"),
+        ("vit_b", {"config": {"mask_decoder": {"mask_tokens": 3}}}, "mask_tokens 3"),
+        ("vit_b", {"config": {"mask_decoder": {"gelu": "foo"}}}, "must be erf or tanh"),
+        ("vit_b", {"config": {"mask_decoder": {"heads": 0}}}, "at least 1"),
+        ("vit_b", {"config": {"image_encoder": {"global_blocks": ["a"]}}}, "expected int"),
+        ("vit_b", {"config": [1]}, "expected a mapping"),
+        ("edge_sam", {"config": {"image_encoder": {"channels": ["a", 8, 8, 8]}}}, "expected int"),
+        ("sam_hq_vit_tiny", {"config": {"image_encoder": {"windows": [7, 7, 14.5, 7]}}}, "expected int"),
+        ("sam_hq_vit_tiny", {"config": {"image_encoder": {"conv_expand": 0}}}, "at least 1"),
         ("edge_sam", {"config": {"mask_decoder": {"hq": "late"}}}, "early only"),
         ("sam_hq_vit_tiny", {"config": {"image_encoder": {"heads": (2, 3, 5, 10)}}}, "3 heads"),
         ("sam_hq_vit_tiny", {"config": {"image_encoder": {"depths": (2, 2)}}}, "four entries"),
