@@ -38,7 +38,11 @@ def built(tmp_path_factory):
     return get
 
 
-CASES = [("edge_sam", {}), ("edge_sam", {"scores": "stability"}), ("edge_sam_dyt_hq", {})]
+CASES = [
+    ("edge_sam", {}),
+    ("edge_sam", {"scores": "stability"}),
+    pytest.param("edge_sam_dyt_hq", {}, marks=pytest.mark.slow),
+]
 
 
 @pytest.mark.parametrize(("name", "options"), CASES, ids=str)

@@ -96,6 +96,7 @@ def test_a_broken_pass_is_caught_by_the_twin(everything_is_large, tmp_path, monk
     assert not (tmp_path / "vit").exists()
 
 
+@pytest.mark.slow
 def test_without_proofs_the_end_to_end_run_still_catches_it(everything_is_large, tmp_path, monkeypatch):
     monkeypatch.setattr(aten, "limit_rank", exact(_doubles_a_norm))
     with pytest.raises(ParityError):
