@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.installed
+TOOLKITS := .venv/.toolkits
 MODEL ?= edge_sam
 TARGET ?= onnx
 PHOTOGRAPH := edgesam_deploy/photographs/coffee.jpg
@@ -13,18 +14,22 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $(READY)
 
+$(TOOLKITS): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,coreml,tflite,qnn]'
+	touch $(TOOLKITS)
+
 build: $(READY) ## build the default model, prove it, and try it on a photograph
 	$(BIN)/edgesam-deploy build $(MODEL) --target $(TARGET) --out out/$(MODEL)/$(TARGET) --overwrite
 	$(BIN)/edgesam-deploy verify out/$(MODEL)/$(TARGET)
 	$(BIN)/edgesam-deploy run out/$(MODEL)/$(TARGET) $(PHOTOGRAPH) --point 300,190 --out out/$(MODEL)/coffee
 
-test: $(READY) ## the tests that decide: under 10 minutes on 2 cores, no network
+test: $(TOOLKITS) ## the tests that decide: under 10 minutes on 2 cores, no network
 	$(BIN)/python -m pytest -q
 
-test-all: $(READY) ## also the slow ones
+test-all: $(TOOLKITS) ## also the slow ones
 	$(BIN)/python -m pytest -q -m ''
 
-lint: $(READY) ## style and types
+lint: $(TOOLKITS) ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -33,11 +38,11 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY) ## against the reference scripts' export, interleaved; writes benchmarks/results
+bench: $(TOOLKITS) ## against the reference scripts' export, interleaved; writes benchmarks/results
 	$(BIN)/python -m benchmarks.latency_vs_reference
 	$(BIN)/python -m pytest -q benchmarks
 
-mutate: $(READY) ## break the passes' source place by place: do the tests notice? Hours; writes benchmarks/results/mutation.md
+mutate: $(TOOLKITS) ## break the passes' source place by place: do the tests notice? Hours; writes benchmarks/results/mutation.md
 	$(BIN)/python -m benchmarks.mutate $(MUTATE)
 
 clean:

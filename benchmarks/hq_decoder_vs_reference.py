@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 import edgesam_deploy as ed
-from benchmarks.interleaved import Candidate, Comparison, Machine, compare, write_json
+from benchmarks.interleaved import Candidate, Comparison, Machine, arguments, compare, write_json
 from benchmarks.reference_export import NotTheReference, count_operators, example_inputs, export_reference
 from edgesam_deploy.cost import COUNTED, model_macs, onnx_macs
 from edgesam_deploy.errors import BundleError, EdgeSamDeployError
@@ -174,18 +174,6 @@ def report(machine: Machine, result: Result, weights: str) -> str:
     )
 
 
-def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=15, help="interleaved rounds (default 15)")
-    parser.add_argument("--threads", type=int, default=2, help="intra-op threads of every session (default 2)")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder for the results")
-    parser.add_argument("--bundle", type=Path, help="folder with encoder.onnx and decoder.onnx, instead of building")
-    weights = parser.add_mutually_exclusive_group()
-    weights.add_argument("--checkpoint", help="weights of both sides (default: seeded)")
-    weights.add_argument("--seed", type=int, help="seed of both sides' weights (default 0)")
-    return parser.parse_args(argv)
-
-
 def run(args: argparse.Namespace) -> None:
     """Build, export, measure, write."""
     model = ed.load(MODEL, checkpoint=args.checkpoint, seed=args.seed)
@@ -217,7 +205,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     try:
-        run(arguments(argv))
+        run(arguments(__doc__, argv))
     except EdgeSamDeployError as e:
         print(f"refused: {e}", file=sys.stderr)
         return 1

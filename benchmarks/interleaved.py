@@ -12,6 +12,7 @@ wall time, since it suffers less from other processes.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -213,6 +214,19 @@ def _rounds(
             cpu[name].append((time.process_time() - cpu_start) * 1e3 / calls)
             wall[name].append((time.perf_counter() - wall_start) * 1e3 / calls)
     return wall, cpu
+
+
+def arguments(doc: str | None, argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of a benchmark that measures built parts against an export; ``doc`` starts with its one line."""
+    parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=15, help="interleaved rounds (default 15)")
+    parser.add_argument("--threads", type=int, default=2, help="intra-op threads of every session (default 2)")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder for the results")
+    parser.add_argument("--bundle", type=Path, help="folder with encoder.onnx and decoder.onnx, instead of building")
+    weights = parser.add_mutually_exclusive_group()
+    weights.add_argument("--checkpoint", help="weights of both sides (default: seeded)")
+    weights.add_argument("--seed", type=int, help="seed of both sides' weights (default 0)")
+    return parser.parse_args(argv)
 
 
 @dataclass(frozen=True)

@@ -15,21 +15,21 @@ from numpy.typing import NDArray
 
 from edgesam_deploy import __version__
 from edgesam_deploy.bundle import Bundle, check_output, draft, dump_json, open_bundle, write_manifest
-from edgesam_deploy.capture import capture, part_macs
-from edgesam_deploy.contract import Interface, PartSpec, SegmenterInterface, describe_tensors
+from edgesam_deploy.capture import capture, capture_twins, part_macs
+from edgesam_deploy.contract import Interface, SegmenterInterface, describe_tensors
+from edgesam_deploy.cost import LARGE
 from edgesam_deploy.errors import ParityError
 from edgesam_deploy.memory import check_memory
 from edgesam_deploy.model.configs import SamConfig
 from edgesam_deploy.model.cwsam.configs import CwsamConfig
 from edgesam_deploy.model.cwsam.model import Cwsam
 from edgesam_deploy.model.sam import Sam
-from edgesam_deploy.model.twin import shallow_twin
 from edgesam_deploy.model_card import model_card
 from edgesam_deploy.ops import parts_report
-from edgesam_deploy.parity import SEEDS, Parity, few_pictures, measure, measure_on, shipped_pictures
+from edgesam_deploy.parity import SEEDS, Parity, few_pictures, measure, measure_on, shipped_pictures, unmeasured
 from edgesam_deploy.passes.engine import Engine, ProofMode, Step
 from edgesam_deploy.passes.program import Program
-from edgesam_deploy.runtime import LARGE, is_large, open_artifact
+from edgesam_deploy.runtime import is_large, open_artifact
 from edgesam_deploy.targets import make_target
 from edgesam_deploy.targets.base import Target
 from edgesam_deploy.toolkits import installed_version, require
@@ -92,7 +92,7 @@ def build(
         programs = capture(model, interface)
         macs = part_macs(model.config, interface)
     engine = Engine(proof, dump_after, folder.resolve().with_name(folder.resolve().name + ".dump"), progress)
-    twins = {} if proof == "off" else _twins(model, interface, macs)
+    twins = {} if proof == "off" else capture_twins(model, interface, macs)
     with timings.stage("passes"):
         for index, program in enumerate(programs):
             programs[index] = engine.run(program, chosen.pipeline(model.config), twin=twins.get(program.name))
@@ -101,25 +101,22 @@ def build(
     with draft(folder, overwrite=overwrite) as place:
         with timings.stage("emit"):
             progress("emit")
+            files = {name: place / chosen.file(part) for name, part in parts.items()}
+            chosen.emit_parts(programs, interface, files, {p.name: _metadata(model, interface, p) for p in programs})
             for part in programs:
-                file = place / _file(parts[part.name], chosen)
-                chosen.emit(part, interface, file, _metadata(model, interface, part))
                 for name, array in part.sidecars.items():  # what the host needs to feed the part
                     (place / f"{name}.bin").write_bytes(array.astype("<f4").tobytes())
         with timings.stage("operators"):
             progress("operator report")
-            ops = parts_report(chosen.name, {p.name: place / _file(parts[p.name], chosen) for p in programs})
+            ops = parts_report(chosen.name, {name: chosen.judged(file) for name, file in files.items()})
             (place / "ops.json").write_text(dump_json(ops))
         content = _content(model, chosen, interface, programs, engine.steps, macs)
         (place / "README.md").write_text(model_card(content))
+        chosen.integrate(place, content)
         programs.clear()  # gigabytes, in large models; parity needs the room
         write_manifest(place, content)
         with timings.stage("parity"):
-            precision, artifact = chosen.options()["precision"], open_artifact(place)
-            if pictures is None and is_large(artifact.bundle):
-                parity = measure_on(model, artifact, few_pictures(), precision=precision, progress=progress)
-            else:
-                parity = measure(model, artifact, precision=precision, pictures=pictures, progress=progress)
+            parity = _measured(model, place, chosen, pictures, progress)
         _gate(parity, strict=strict)
         unhashed = open_bundle(place)
         unhashed.write_json("parity.json", parity.to_json())
@@ -127,13 +124,19 @@ def build(
     return open_bundle(folder)
 
 
-def _twins(
-    model: Sam | Cwsam, interface: Interface | SegmenterInterface, macs: Mapping[str, int]
-) -> dict[str, Program]:
-    """For each part too large to run after every pass, the same part of a few of its blocks."""
-    large = [part for part, count in macs.items() if count > LARGE]
-    twin = shallow_twin(model) if large else None
-    return {} if twin is None else {p.name: p for p in capture(twin, interface) if p.name in large}
+def _measured(
+    model: Sam | Cwsam,
+    place: Path,
+    target: Target,
+    pictures: Mapping[str, NDArray[np.uint8]] | None,
+    progress: Callable[[str], None],
+) -> Parity:
+    if target.unmeasured:
+        return unmeasured(model, open_bundle(place), target.unmeasured)
+    artifact = open_artifact(place)
+    if pictures is None and is_large(artifact.bundle):
+        return measure_on(model, artifact, few_pictures(), progress=progress)
+    return measure(model, artifact, pictures=pictures, progress=progress)
 
 
 def plan(config: SamConfig | CwsamConfig, target: Target) -> list[str]:
@@ -142,11 +145,8 @@ def plan(config: SamConfig | CwsamConfig, target: Target) -> list[str]:
     passes = [f"{part}: {step.name}" for part in macs for step in target.pipeline(config)]
     large = any(count > LARGE for count in macs.values())
     pictures = [*few_pictures()] if large else [*shipped_pictures(), *(f"seed {seed}" for seed in SEEDS)]
-    return ["load", "capture", *passes, "emit", "operator report", *(f"parity: {name}" for name in pictures)]
-
-
-def _file(part: PartSpec, target: Target) -> str:
-    return f"{part.file}.{target.extension}"
+    parity = [] if target.unmeasured else [f"parity: {name}" for name in pictures]
+    return ["load", "capture", *passes, "emit", "operator report", *parity]
 
 
 def _metadata(model: Sam | Cwsam, interface: Interface | SegmenterInterface, program: Program) -> dict[str, str]:
@@ -173,7 +173,7 @@ def _content(
     specs = interface.parts(promptable=model.promptable)
     parts = {
         program.name: {
-            "file": _file(specs[program.name], target),
+            "file": target.file(specs[program.name]),
             "inputs": describe_tensors(specs[program.name].inputs),
             "outputs": describe_tensors(specs[program.name].outputs),
             "operators": dict(sorted(program.operators().items())),
@@ -192,10 +192,7 @@ def _content(
         "license": model.config.licence,
         "contract": interface.describe(),
         "parts": parts,
-        "tools": {
-            package: installed_version(package)
-            for package in ("torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy", "pillow")
-        },
+        "tools": {package: installed_version(package) for package in ("torch", "numpy", "pillow", *target.tools)},
     }
 
 

@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgesam_deploy.errors import UsageError
+from edgesam_deploy.model.configs import HqKind
 from edgesam_deploy.model.prompts import LABEL_CODES
 from edgesam_deploy.model.transforms import PIXEL_MEAN, PIXEL_STD
 
 Io = Literal["contract", "edgesam", "edgesam-dyt", "edgesam-npu", "sam"]
-Hq = Literal["none", "early", "late"]
 IOS = ("contract", "edgesam", "edgesam-dyt", "edgesam-npu", "sam")
 PE_MATRIX = "pe_gaussian_matrix"  # the sidecar of the layout edgesam-npu
 Dtype = Literal["float32", "uint8", "int32", "int64", "bool"]
@@ -124,7 +124,7 @@ class Interface:
     embed_preprocess: bool = False
     embed_dim: int = 256
     return_single_mask: bool = False
-    hq: Hq = "none"
+    hq: HqKind = "none"
     intermediate: tuple[tuple[int, int, int], ...] = ()
     multimask: bool = False
     hq_token_only: bool = False

@@ -17,15 +17,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TypeProto, ValueInfoProto
 
 from edgesam_deploy.errors import UnknownName, UsageError
+from edgesam_deploy.onnx_file import read_graph
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+LARGE = 200e9  # multiply-accumulates of a part's call, above which it takes tens of seconds and gigabytes
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
 
@@ -76,7 +77,7 @@ def onnx_macs(
     known; UnknownName for a dimension that no input has.
     """
     path = Path(path)
-    model = _read(path)
+    model = read_graph(path)
     nodes = list(_counted(model.graph, path))
     shapes = _inferred(model, sizes or {}, path) if inputs is None else _met(path, nodes, inputs)
     totals: Counter[str] = Counter()
@@ -89,16 +90,6 @@ def onnx_macs(
             )
         totals[node.op_type] += COUNTED[node.op_type](node, first, second, out)
     return dict(totals)
-
-
-def _read(path: Path) -> ModelProto:
-    try:
-        model = onnx.load(path, format="protobuf", load_external_data=False)
-    except (DecodeError, OSError) as e:
-        raise UsageError(f"{path} cannot be read as an ONNX file: {e}") from e
-    if not model.opset_import:  # any short file may parse as an empty message
-        raise UsageError(f"{path} is not an ONNX file, or a truncated one: it has no opset")
-    return model
 
 
 def _counted(graph: GraphProto, path: Path, inside: str = "") -> Iterator[NodeProto]:

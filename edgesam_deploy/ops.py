@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto
 
 from edgesam_deploy.errors import UsageError
+from edgesam_deploy.onnx_file import read_graph
 from edgesam_deploy.targets import target_class
 from edgesam_deploy.targets.rules import SEVERITY, RuleTable, Status, Tensor, Use, Verdict, load_table
 
@@ -104,7 +104,7 @@ def report(model_path: Path, targets: Sequence[str]) -> OpsReport:
     if not names:
         raise UsageError("no target to report on; name one or more with --target")
     tables = {name: load_table(target_class(name).rules) for name in names}
-    model = _read(Path(model_path))
+    model = read_graph(Path(model_path))
     opsets = _opsets(model.opset_import)
     try:
         model = _with_types(_inlined(_without_weights(model)))
@@ -158,22 +158,6 @@ def _row(target: str, table: RuleTable, verdict: Verdict, uses: Sequence[Use]) -
 
 
 # ---------------------------------------------------------------------------------------------------- reading
-
-
-def _read(path: Path) -> ModelProto:
-    if not path.is_file():
-        what = "a folder, not an .onnx file" if path.is_dir() else "no such file"
-        raise UsageError(f"{path}: {what}")
-    try:
-        model = onnx.load(path, format="protobuf", load_external_data=False)
-    except DecodeError as e:
-        raise UsageError(f"{path} is not an ONNX file, or a truncated one; export or copy it again") from e
-    except OSError as e:
-        raise UsageError(f"{path} cannot be read: {e.strerror}") from e
-    if not model.HasField("graph") or not model.opset_import:
-        # any short file may parse as an empty message, and a cut one lacks what stands at its end
-        raise UsageError(f"{path} is not an ONNX file, or a truncated one: it has no graph or no opset")
-    return model
 
 
 def _without_weights(model: ModelProto) -> ModelProto:

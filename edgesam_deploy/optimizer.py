@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from edgesam_deploy.contract import Role, TensorSpec
 from edgesam_deploy.errors import EdgeSamDeployError, OutputError, PassError, UnknownName, UsageError
+from edgesam_deploy.onnx_file import read_graph
 from edgesam_deploy.passes import onnx as passes
 from edgesam_deploy.passes.engine import Engine, Progress, ProofMode, Step
 from edgesam_deploy.passes.onnx.graph import opset as opset_of
@@ -215,16 +215,7 @@ def count_operators(model: ir.Model) -> Counter[str]:
 
 def read_model(path: Path) -> ir.Model:
     """An ONNX file and its external data. Raises UsageError for what is none, or is damaged."""
-    if not path.is_file():
-        raise UsageError(f"{path}: {'a folder, not an .onnx file' if path.is_dir() else 'no such file'}")
-    try:
-        proto = onnx.load(path, format="protobuf", load_external_data=False)
-    except DecodeError as e:
-        raise UsageError(f"{path} is not an ONNX file, or a truncated one; export or copy it again") from e
-    except OSError as e:
-        raise UsageError(f"{path} cannot be read: {e.strerror}") from e
-    if not proto.HasField("graph") or not proto.opset_import:
-        raise UsageError(f"{path} is not an ONNX file, or a truncated one: it has no graph or no opset")
+    proto = read_graph(path)
     try:
         onnx.checker.check_model(path)  # by its path: it looks for the external data too
         onnx.load_external_data_for_model(proto, str(path.parent))

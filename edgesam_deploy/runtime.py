@@ -20,6 +20,7 @@ from edgesam_deploy.contract import (
     encode_positions,
     interface_from,
 )
+from edgesam_deploy.cost import LARGE
 from edgesam_deploy.errors import BundleError, PromptError
 from edgesam_deploy.model.base_predictor import Answers, PromptPredictor
 from edgesam_deploy.model.prompts import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, EMPTY, PADDING, FloatArray, Slots
@@ -28,7 +29,6 @@ from edgesam_deploy.model.transforms import PIXEL_MEAN, PIXEL_STD, resize_longes
 from edgesam_deploy.targets import make_target
 from edgesam_deploy.targets.base import Runner
 
-LARGE = 200e9  # multiply-accumulates of a call
 PARTS = (IMAGE_ENCODER, MASK_DECODER, SEGMENTER)
 
 
@@ -44,9 +44,9 @@ def open_artifact(path: str | Path, provider: str = "cpu", threads: int = 0) -> 
     for part in PARTS:
         file = bundle.part(part)
         if file is not None:
-            if not file.is_file():
+            if not file.exists():
                 raise BundleError(f"{file} is missing; edgesam-deploy verify {path} tells what else is")
-            runners[part] = target.load(file, provider=provider, threads=threads, lean=is_large(bundle))
+            runners[part] = target.load(file, part=part, provider=provider, threads=threads, lean=is_large(bundle))
     return BundleSegmenter(bundle, runners) if SEGMENTER in runners else BundlePredictor(bundle, runners)
 
 

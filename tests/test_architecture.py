@@ -13,9 +13,10 @@ import edgesam_deploy
 
 PACKAGE = Path(edgesam_deploy.__file__).parent
 # room -> rooms it may import from, beside the ones that everybody may
-EVERYBODY = {"errors", "toolkits"}
+EVERYBODY = {"errors", "toolkits", "onnx_file"}
 ALLOWED = {
     "errors": set(),
+    "onnx_file": set(),
     "toolkits": set(),
     "model": set(),  # model knows nobody
     "contract": {"model"},  # label codes and pixel statistics, NumPy only
@@ -26,7 +27,7 @@ ALLOWED = {
     "capture": {"contract", "cost", "model", "passes"},
     "targets": {"contract", "passes", "model"},  # model for its configuration's type only
     "bundle": set(),
-    "runtime": {"bundle", "contract", "model", "targets"},
+    "runtime": {"bundle", "contract", "cost", "model", "targets"},
     "ops": {"targets", "bundle"},
     "parity": {"bundle", "contract", "model", "runtime"},
     "overlay": {"model"},
@@ -37,6 +38,7 @@ ALLOWED = {
     "builder": {
         "bundle",
         "capture",
+        "cost",
         "contract",
         "memory",
         "model",

@@ -15,7 +15,6 @@ from edgesam_deploy.contract import Interface, encode_positions
 from edgesam_deploy.errors import BundleError, UsageError
 from edgesam_deploy.model.predictor import SamPredictor
 from edgesam_deploy.model.registry import load
-from edgesam_deploy.passes.aten.hoist_positional_encoding import encoded
 from edgesam_deploy.runtime import open_predictor
 from edgesam_deploy.targets import make_target
 
@@ -102,12 +101,6 @@ def test_it_is_what_its_apps_feed(built):
     expected, iou = predictor.predict_slots(coords, labels)
     assert np.abs(masks - expected).max() < 1e-4
     assert np.abs(scores - iou).max() < 1e-4
-
-
-def test_the_host_encodes_as_the_pass_was_proved():
-    rng = np.random.default_rng(0)
-    coords, matrix = rng.uniform(0, 1024, (2, 7, 2)), rng.standard_normal((2, 16))
-    np.testing.assert_array_equal(encode_positions(coords, matrix, 1024), encoded(coords, matrix, 1024))
 
 
 def test_soft_stability_is_close_to_the_counted_one(built):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +19,10 @@ from edgesam_deploy.contract import (
     TensorSpec,
     sample_inputs,
 )
-from edgesam_deploy.cost import model_macs
+from edgesam_deploy.cost import LARGE, model_macs
 from edgesam_deploy.model.registry import network
 from edgesam_deploy.model.sam import Sam
+from edgesam_deploy.model.twin import shallow_twin
 from edgesam_deploy.passes.program import Program
 
 if TYPE_CHECKING:
@@ -40,6 +42,17 @@ def capture(model: Sam | Cwsam, interface: Interface | SegmenterInterface) -> li
         inputs = _traced_inputs(interface, part)
         programs.append(trace(name, _module(name, model, interface), inputs, _traced_outputs(interface, part)))
     return programs
+
+
+def capture_twins(
+    model: Sam | Cwsam, interface: Interface | SegmenterInterface, macs: Mapping[str, int]
+) -> dict[str, Program]:
+    """For each part that is too large to run after every pass, by its ``macs``, the same part of a few of its blocks;
+    none for encoders that have no such twin.
+    """
+    large = [part for part, count in macs.items() if count > LARGE]
+    twin = shallow_twin(model) if large else None
+    return {} if twin is None else {p.name: p for p in capture(twin, interface) if p.name in large}
 
 
 def _module(part: str, model: Sam | Cwsam, interface: Interface | SegmenterInterface) -> nn.Module:

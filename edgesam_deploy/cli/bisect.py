@@ -7,10 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgesam_deploy.cli import names
-from edgesam_deploy.cli.build import Proof, read_config
+from edgesam_deploy.cli.build import Proof
 from edgesam_deploy.cli.console import JSON_HELP, print_json, progress_bar, say
-from edgesam_deploy.cli.options import with_target_options
+from edgesam_deploy.cli.options import (
+    Checkpoint,
+    Config,
+    ImageSize,
+    Model,
+    Seed,
+    TargetName,
+    config_changes,
+    with_target_options,
+)
 from edgesam_deploy.errors import PassError, UsageError
 
 if TYPE_CHECKING:
@@ -27,28 +35,15 @@ def register(app: typer.Typer) -> None:
 
 
 def bisect(
-    model: Annotated[str, typer.Argument(help="Model name, see: edgesam-deploy models", autocompletion=names.models)],
-    target: Annotated[
-        str,
-        typer.Option("--target", "-t", help="Target name, see: edgesam-deploy targets", autocompletion=names.targets),
-    ] = "onnx",
-    checkpoint: Annotated[
-        str | None,
-        typer.Option(
-            help="A .pth or .safetensors file, or a name of: edgesam-deploy fetch. Without one: random weights."
-        ),
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the random weights. Default 0.")] = None,
+    model: Model,
+    target: TargetName = "onnx",
+    checkpoint: Checkpoint = None,
+    seed: Seed = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Where sub-graphs go. Default out/MODEL/TARGET.bisect.")
     ] = None,
-    image_size: Annotated[
-        int | None, typer.Option(help="Side of the model frame, a multiple of 64. Default 1024.", show_default=False)
-    ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(help="JSON file with sizes that have no name; for cwsam* also its authors' model_args."),
-    ] = None,
+    image_size: ImageSize = None,
+    config: Config = None,
     proof: Annotated[Proof, typer.Option(help="fast: two inputs, full: four.")] = Proof.fast,
     tolerance: Annotated[
         float | None,
@@ -65,9 +60,7 @@ def bisect(
     from edgesam_deploy.targets import make_target
 
     model_config(model)  # wrong names fail before PyTorch is loaded
-    changes = {} if config is None else read_config(config)
-    if image_size is not None:
-        changes["image_size"] = image_size
+    changes = config_changes(config, image_size)
     chosen = make_target(target, **(options or {}))
     if checkpoint is not None and seed is not None:
         raise UsageError("--seed is for random weights; leave it out with --checkpoint")
@@ -75,10 +68,13 @@ def bisect(
         raise UsageError("--proof off: there is nothing to search without a proof; use fast or full")
     folder = out if out is not None else Path("out") / ALIASES.get(model, model) / f"{chosen.name}.bisect"
 
-    from edgesam_deploy.model.registry import load
+    from edgesam_deploy.memory import check_memory
+    from edgesam_deploy.model.registry import configured, load
     from edgesam_deploy.passes.bisect import bisect as search
     from edgesam_deploy.passes.engine import SEEDS
 
+    if checkpoint is None:  # before gigabytes are drawn; a file tells its sizes only when it is read
+        check_memory(configured(model, config=changes), model)
     loaded = load(model, checkpoint, seed=seed, config=changes)
     pipeline = chosen.pipeline(loaded.config)
     programs, on_twin = _programs(loaded, chosen)
@@ -99,19 +95,11 @@ def bisect(
 
 def _programs(model: Sam | Cwsam, target: Target) -> tuple[list[Program], set[str]]:
     """The parts, and the names of those that stand in for one too large to run after every pass."""
-    from edgesam_deploy.capture import capture, part_macs
-    from edgesam_deploy.model.twin import shallow_twin
-    from edgesam_deploy.runtime import LARGE
+    from edgesam_deploy.capture import capture, capture_twins, part_macs
 
     interface = target.interface(model.config)
-    large = {part for part, count in part_macs(model.config, interface).items() if count > LARGE}
-    twin = shallow_twin(model) if large else None
-    if twin is None:
-        return capture(model, interface), set()
-    smaller = {program.name: program for program in capture(twin, interface)}
-    if large == set(smaller):
-        return list(smaller.values()), large
-    return [smaller[p.name] if p.name in large else p for p in capture(model, interface)], large
+    twins = capture_twins(model, interface, part_macs(model.config, interface))
+    return [twins.get(program.name, program) for program in capture(model, interface)], set(twins)
 
 
 def _row(part: Bisection, on_twin: bool) -> dict[str, Any]:

@@ -9,9 +9,17 @@ from typing import Annotated, Any
 
 import typer
 
-from edgesam_deploy.cli import names
 from edgesam_deploy.cli.console import JSON_HELP, note, print_json, progress_bar, readable_name, say, stdout
-from edgesam_deploy.cli.options import with_target_options
+from edgesam_deploy.cli.options import (
+    Checkpoint,
+    Config,
+    ImageSize,
+    Model,
+    Seed,
+    TargetName,
+    config_changes,
+    with_target_options,
+)
 from edgesam_deploy.errors import ParityError, UnknownName, UsageError
 
 
@@ -31,26 +39,13 @@ def register(app: typer.Typer) -> None:
 
 
 def build(
-    model: Annotated[str, typer.Argument(help="Model name, see: edgesam-deploy models", autocompletion=names.models)],
-    target: Annotated[
-        str,
-        typer.Option("--target", "-t", help="Target name, see: edgesam-deploy targets", autocompletion=names.targets),
-    ] = "onnx",
-    checkpoint: Annotated[
-        str | None,
-        typer.Option(
-            help="A .pth or .safetensors file, or a name of: edgesam-deploy fetch. Without one: random weights."
-        ),
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the random weights. Default 0.")] = None,
+    model: Model,
+    target: TargetName = "onnx",
+    checkpoint: Checkpoint = None,
+    seed: Seed = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder. Default out/MODEL/TARGET.")] = None,
-    image_size: Annotated[
-        int | None, typer.Option(help="Side of the model frame, a multiple of 64. Default 1024.", show_default=False)
-    ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(help="JSON file with sizes that have no name; for cwsam* also its authors' model_args."),
-    ] = None,
+    image_size: ImageSize = None,
+    config: Config = None,
     upsample: Annotated[
         str | None,
         typer.Option(
@@ -79,9 +74,7 @@ def build(
     from edgesam_deploy.targets import make_target
 
     model_config(model)  # wrong names fail before PyTorch is loaded
-    changes = {} if config is None else read_config(config)
-    if image_size is not None:
-        changes["image_size"] = image_size
+    changes = config_changes(config, image_size)
     chosen = make_target(target, **(options or {}))
     if checkpoint is not None and seed is not None:
         raise UsageError("--seed is for random weights; leave it out with --checkpoint")
@@ -124,21 +117,6 @@ def build(
         })  # fmt: skip
     else:
         print_build(stdout(), bundle)
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, for ``--config``. Raises UsageError."""
-    from json import JSONDecodeError, loads
-
-    try:
-        content = loads(path.read_text("utf-8"))
-    except OSError as e:
-        raise UsageError(f"--config {path}: {e.strerror}") from e
-    except (JSONDecodeError, UnicodeDecodeError) as e:
-        raise UsageError(f"--config {path}: not a JSON file ({e})") from e
-    if not isinstance(content, dict):
-        raise UsageError(f"--config {path}: expected an object of fields, got {type(content).__name__}")
-    return content
 
 
 def check(

@@ -1,18 +1,36 @@
-"""Options of the targets: declared once, as the fields of their dataclasses, and read from there."""
+"""Options that several commands share, and those of the targets, which are read from their dataclasses."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
 from dataclasses import Field
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
+from edgesam_deploy.cli import names
 from edgesam_deploy.errors import UsageError
 from edgesam_deploy.targets import TARGETS, target_class
 
 PANEL = "Options of the target"
+
+Model = Annotated[str, typer.Argument(help="Model name, see: edgesam-deploy models", autocompletion=names.models)]
+TargetName = Annotated[
+    str, typer.Option("--target", "-t", help="Target name, see: edgesam-deploy targets", autocompletion=names.targets)
+]
+Checkpoint = Annotated[
+    str | None,
+    typer.Option(help="A .pth or .safetensors file, or a name of: edgesam-deploy fetch. Without one: random weights."),
+]
+Seed = Annotated[int | None, typer.Option(help="Seed of the random weights. Default 0.")]
+ImageSize = Annotated[
+    int | None, typer.Option(help="Side of the model frame, a multiple of 64. Default 1024.", show_default=False)
+]
+Config = Annotated[
+    Path | None, typer.Option(help="JSON file with sizes that have no name; for cwsam* also its authors' model_args.")
+]
 
 
 def target_options() -> dict[str, tuple[Field[Any], Any, list[str]]]:
@@ -85,3 +103,23 @@ def _choices(kind: Any) -> tuple[str, ...]:
     if get_origin(kind) is Literal:
         return get_args(kind)
     return tuple(word for part in get_args(kind) for word in (get_args(part) if get_origin(part) is Literal else ()))
+
+
+def config_changes(path: Path | None, image_size: int | None) -> dict[str, Any]:
+    """Fields of the configuration to change: of the ``--config`` file, and ``--image-size``. Raises UsageError."""
+    changes = {} if path is None else _read_object(path)
+    return changes if image_size is None else {**changes, "image_size": image_size}
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    from json import JSONDecodeError, loads
+
+    try:
+        content = loads(path.read_text("utf-8"))
+    except OSError as e:
+        raise UsageError(f"--config {path}: {e.strerror}") from e
+    except (JSONDecodeError, UnicodeDecodeError) as e:
+        raise UsageError(f"--config {path}: not a JSON file ({e})") from e
+    if not isinstance(content, dict):
+        raise UsageError(f"--config {path}: expected an object of fields, got {type(content).__name__}")
+    return content

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from torch import Tensor
 
 from edgesam_deploy.model.checkpoint import listed
+from edgesam_deploy.model.configs import RepLayout
 
-RepLayout = Literal["original", "dyt_fork"]
 Shapes = Mapping[str, tuple[int, ...]]
 
 REPVIT_SIZES = {(48, 26): "m1", (64, 24): "m2", (64, 34): "m3"}  # (stem channels, blocks)

@@ -31,14 +31,32 @@ from edgesam_deploy.parity.verdict import BOUNDS, Bounds, Parity, Verdict, judge
 from edgesam_deploy.runtime import BundlePredictor, BundleSegmenter, is_large
 
 if TYPE_CHECKING:
+    from edgesam_deploy.bundle import Bundle
     from edgesam_deploy.model.cwsam.model import Cwsam
     from edgesam_deploy.model.sam import Sam
 
 Progress = Callable[[str], None]
 
 __all__ = [
-    "BOUNDS", "SEEDS", "Bounds", "Difference", "Parity", "Verdict", "check", "compare", "few_pictures", "judge",
-    "mask_iou", "measure", "measure_on", "official_choice", "seeded_scene", "shipped_pictures", "usable_cases",
+    "BOUNDS",
+    "SEEDS",
+    "Bounds",
+    "Difference",
+    "Parity",
+    "Verdict",
+    "bounds_of",
+    "check",
+    "compare",
+    "few_pictures",
+    "judge",
+    "mask_iou",
+    "measure",
+    "measure_on",
+    "official_choice",
+    "seeded_scene",
+    "shipped_pictures",
+    "unmeasured",
+    "usable_cases",
 ]  # fmt: skip
 
 
@@ -46,14 +64,13 @@ def measure(
     model: Sam | Cwsam,
     artifact: BundlePredictor | BundleSegmenter,
     *,
-    precision: str = "fp32",
     pictures: Pictures | None = None,
     progress: Progress = lambda _: None,
 ) -> Parity:
     """Parity of an artifact with ``model``, on the shipped photographs (or ``pictures``) and two seeded scenes."""
     chosen = dict(shipped_pictures() if pictures is None else pictures)
     chosen.update({f"seed {seed}": seeded_scene(seed) for seed in SEEDS})
-    return measure_on(model, artifact, chosen, precision=precision, progress=progress)
+    return measure_on(model, artifact, chosen, progress=progress)
 
 
 def measure_on(
@@ -61,11 +78,11 @@ def measure_on(
     artifact: BundlePredictor | BundleSegmenter,
     pictures: Pictures,
     *,
-    precision: str = "fp32",
     progress: Progress = lambda _: None,
 ) -> Parity:
     """Parity on exactly these pictures."""
-    bounds, soft = BOUNDS[precision], _counts_softly(artifact)
+    precision, bounds = bounds_of(artifact.bundle)
+    soft = _counts_softly(artifact)
     compared = _compared(model, artifact, pictures, bounds, progress, soft=soft)
     verdict, reasons = judge(*compared, bounds)
     parity = Parity(verdict, reasons, artifact.executed, _described(model), precision, bounds, compared[0])
@@ -77,6 +94,18 @@ def measure_on(
         counted = ", pixels counted one by one" if soft else ""
         parity.faithful = {"reference": _described(own) + counted, "summary": summarise(rows)}
     return parity
+
+
+def unmeasured(model: Sam | Cwsam, bundle: Bundle, why: str) -> Parity:
+    """The verdict on a bundle that nothing was run of: not verified, and ``why``."""
+    precision, bounds = bounds_of(bundle)
+    return Parity("not verified", [why], "nothing", _described(model), precision, bounds)
+
+
+def bounds_of(bundle: Bundle) -> tuple[str, Bounds]:
+    """The precision of a bundle and what it may differ by: its target's own row of ``BOUNDS``, or the precision's."""
+    precision = str(bundle.manifest["options"].get("precision", "fp32"))
+    return precision, BOUNDS.get(f"{bundle.target} {precision}") or BOUNDS[precision]
 
 
 def _counts_softly(artifact: BundlePredictor | BundleSegmenter) -> bool:
@@ -134,11 +163,10 @@ def check(
     if model is None:
         model = _model_of(bundle.manifest, checkpoint)
     artifact = open_artifact(path, provider)
-    precision = bundle.manifest["options"].get("precision", "fp32")
     if pictures is None and is_large(bundle):
-        parity = measure_on(model, artifact, few_pictures(), precision=precision, progress=progress)
+        parity = measure_on(model, artifact, few_pictures(), progress=progress)
     else:
-        parity = measure(model, artifact, precision=precision, pictures=pictures, progress=progress)
+        parity = measure(model, artifact, pictures=pictures, progress=progress)
     bundle.write_json("parity.json", parity.to_json())
     return parity
 

@@ -22,6 +22,7 @@ class Bounds:
     class_flips: float = 1e-4  # share of pixels, semantic models
 
 
+# by precision, or by "target precision" where a runtime earns a row of its own
 BOUNDS = {"fp32": Bounds(relative_l2=1e-4, mask_iou=0.9999, best_mask_flips=0)}
 
 

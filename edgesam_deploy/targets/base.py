@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from numpy.typing import NDArray
 
-from edgesam_deploy.contract import DEFAULT_POINTS, Hq, Interface, SegmenterInterface
+from edgesam_deploy.contract import DEFAULT_POINTS, Interface, PartSpec, SegmenterInterface
 from edgesam_deploy.errors import UsageError
 
 if TYPE_CHECKING:
-    from edgesam_deploy.model.configs import SamConfig
+    from edgesam_deploy.model.configs import HqKind, SamConfig
     from edgesam_deploy.model.cwsam.configs import CwsamConfig
     from edgesam_deploy.passes.engine import Pass
     from edgesam_deploy.passes.program import Program
@@ -42,7 +42,8 @@ class Target(ABC):
     """Common options, and what a target must say and do.
 
     Class-level facts: ``name``, ``summary``, ``extension`` of its files, ``toolkits`` that must be importable to build,
-    ``runtime`` that must be importable to run here, ``rules`` the operator table it is judged by.
+    ``runtime`` that must be importable to run here, ``tools`` whose versions the manifest names beside PyTorch's,
+    ``rules`` the operator table it is judged by; ``unmeasured``: why ``build`` leaves parity to ``check``, if it does.
     """
 
     name: ClassVar[str]
@@ -50,6 +51,8 @@ class Target(ABC):
     extension: ClassVar[str]
     toolkits: ClassVar[tuple[str, ...]] = ("torch", "onnxscript")
     runtime: ClassVar[tuple[str, ...]] = ()
+    tools: ClassVar[tuple[str, ...]] = ()
+    unmeasured: ClassVar[str] = ""
     rules: ClassVar[str]
 
     points: int | Literal["dynamic"] | None = option(
@@ -100,7 +103,7 @@ class Target(ABC):
                 raise UsageError(f"--{f.name.replace('_', '-')}: {why}; leave it out")
 
     def _promptable(
-        self, image_size: int, embed_dim: int, hq: Hq, intermediate: tuple[tuple[int, int, int], ...]
+        self, image_size: int, embed_dim: int, hq: HqKind, intermediate: tuple[tuple[int, int, int], ...]
     ) -> Interface:
         static = {"contract": DEFAULT_POINTS, "edgesam-npu": NPU_POINTS}
         points: int | Literal["dynamic"] = static.get(self.io, "dynamic")
@@ -135,14 +138,38 @@ class Target(ABC):
     def pipeline(self, config: SamConfig | CwsamConfig) -> tuple[Pass, ...]:
         """The passes, in order, with the reason for each position beside it."""
 
+    def file(self, part: PartSpec) -> str:
+        """The name of a part's file in the bundle; the same one for several parts where they share it."""
+        return f"{part.file}.{self.extension}"
+
+    def emit_parts(
+        self,
+        programs: Sequence[Program],
+        interface: Interface | SegmenterInterface,
+        files: Mapping[str, Path],
+        metadata: Mapping[str, Mapping[str, str]],
+    ) -> None:
+        """Write every part's artifact, ``files`` and ``metadata`` by part. Whatever else lands beside them belongs to
+        the bundle and is hashed, so it must not vary from build to build.
+        """
+        for program in programs:
+            self.emit(program, interface, files[program.name], metadata[program.name])
+
     @abstractmethod
     def emit(
         self, program: Program, interface: Interface | SegmenterInterface, path: Path, metadata: Mapping[str, str]
     ) -> None:
         """Write the program's artifact to ``path``."""
 
+    def judged(self, path: Path) -> Path:
+        """The file that the operator report reads for the artifact in ``path``: another where that one is opaque."""
+        return path
+
+    def integrate(self, folder: Path, manifest: Mapping[str, Any]) -> None:  # noqa: B027
+        """Write the files that help an app use the bundle, into its ``folder``; none by default."""
+
     @abstractmethod
-    def load(self, path: Path, *, provider: str, threads: int, lean: bool = False) -> Runner:
-        """The artifact ready to run here; ``lean`` where memory counts more than the milliseconds of allocating it.
-        Raises MissingToolkit where its runtime is not installed.
+    def load(self, path: Path, *, part: str, provider: str, threads: int, lean: bool = False) -> Runner:
+        """A part of the artifact ready to run here; ``lean`` where memory counts more than the milliseconds of
+        allocating it. Raises MissingToolkit where its runtime is not installed.
         """

@@ -35,6 +35,7 @@ class OnnxTarget(Target):
     summary: ClassVar[str] = "ONNX opset 18 to 23 for ONNX Runtime; parity measured on the CPU here"
     extension: ClassVar[str] = "onnx"
     runtime: ClassVar[tuple[str, ...]] = ("onnxruntime",)
+    tools: ClassVar[tuple[str, ...]] = ("onnx", "onnx-ir", "onnxscript", "onnxruntime")
     rules: ClassVar[str] = "onnxruntime_cpu"
 
     opset: int = option(20, "ONNX operator set, 18 to 23.")
@@ -104,7 +105,9 @@ class OnnxTarget(Target):
         ir.save(model, path, external_data=f"{path.name}.data" if large else None)
         onnx.checker.check_model(path, full_check=True)
 
-    def load(self, path: Path, *, provider: str = "cpu", threads: int = 0, lean: bool = False) -> OnnxRunner:
+    def load(
+        self, path: Path, *, part: str = "", provider: str = "cpu", threads: int = 0, lean: bool = False
+    ) -> OnnxRunner:
         return OnnxRunner(path, provider, threads, lean)
 
 

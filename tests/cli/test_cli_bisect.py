@@ -11,7 +11,7 @@ from command_line import DONE, ERROR, USAGE, edgesam_deploy
 from conftest import TINY, TINY_VIT
 
 import edgesam_deploy.cli as cli
-from edgesam_deploy import runtime
+from edgesam_deploy import capture
 from edgesam_deploy.cli import bisect as command
 from edgesam_deploy.model import configs
 from edgesam_deploy.model.configs import override
@@ -96,7 +96,7 @@ def test_json(tiny, broken):
 
 
 def test_a_large_model_is_searched_on_its_twin(monkeypatch, short):
-    monkeypatch.setattr(runtime, "LARGE", 0)
+    monkeypatch.setattr(capture, "LARGE", 0)
     ended = edgesam_deploy("bisect", "vit_b", "--json")
     assert ended.code == DONE, ended.err
     assert [part["on_twin"] for part in json.loads(ended.out)["parts"]] == [True, True]

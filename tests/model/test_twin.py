@@ -8,7 +8,7 @@ import torch
 from conftest import FAMILY
 from scenes import picture
 
-from edgesam_deploy import builder
+from edgesam_deploy import builder, capture
 from edgesam_deploy.errors import ParityError, PassError
 from edgesam_deploy.model.registry import load
 from edgesam_deploy.model.twin import shallow_twin
@@ -59,6 +59,7 @@ def test_convolutional_encoders_have_none(tiny_model):
 
 @pytest.fixture
 def everything_is_large(monkeypatch):
+    monkeypatch.setattr(capture, "LARGE", 1)
     monkeypatch.setattr(builder, "LARGE", 1)
 
 

@@ -5,13 +5,13 @@ from dataclasses import dataclass, replace
 from math import isclose, pi
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.export.graph_signature import InputKind, TensorArgument
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
+from edgesam_deploy.contract import PE_MATRIX, encode_positions
 from edgesam_deploy.passes.aten.fuse_gelu import Polynomial, behind, polynomial
 from edgesam_deploy.passes.aten.graph import AtenGraph, argument, only_reader, shape
 from edgesam_deploy.passes.engine import adapting, exact
@@ -19,7 +19,6 @@ from edgesam_deploy.passes.program import Program
 
 aten = torch.ops.aten
 log = logging.getLogger(__name__)
-SIDECAR = "pe_gaussian_matrix"
 
 
 def encoding_input(coords: str) -> str:
@@ -27,18 +26,13 @@ def encoding_input(coords: str) -> str:
     return f"{coords.removesuffix('_coords')}_embedding_pe"
 
 
-def encoded(coords: NDArray[Any], matrix: NDArray[Any], extent: int) -> NDArray[np.float32]:
-    """(B, N, 2) in pixels of a frame of side ``extent`` -> (B, N, 2F): what the host computes in the graph's place."""
-    positions = 2 * (coords.astype(np.float64) + 0.5) / extent - 1
-    angles = 2 * np.pi * (positions @ matrix.astype(np.float64))
-    return np.concatenate([np.sin(angles), np.cos(angles)], axis=-1).astype(np.float32)
-
-
 def _encode_on_host(before: Program, after: Program, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """The inputs of the program before, as the program after takes them."""
     kept = {spec.name for spec in after.inputs}
     gone = [spec for spec in before.inputs if spec.name not in kept]
-    return inputs | {encoding_input(s.name): encoded(inputs[s.name], after.sidecars[SIDECAR], s.extent) for s in gone}
+    return inputs | {
+        encoding_input(s.name): encode_positions(inputs[s.name], after.sidecars[PE_MATRIX], s.extent) for s in gone
+    }
 
 
 @adapting(_encode_on_host)
@@ -114,10 +108,10 @@ def _replace_input(graph: AtenGraph, program: Program, found: _Encoding) -> None
         if spec.kind == InputKind.USER_INPUT and spec.arg.name == old:
             spec.arg = TensorArgument(encoding.name)
     shapes = (*found.spec.shape[:-1], 2 * found.matrix.shape[1])
-    meaning = f"sin and cos of 2 pi (2 (c + 0.5) / {found.spec.extent} - 1) @ {SIDECAR}, c the points' (x, y)"
+    meaning = f"sin and cos of 2 pi (2 (c + 0.5) / {found.spec.extent} - 1) @ {PE_MATRIX}, c the points' (x, y)"
     new = replace(found.spec, name=name, shape=shapes, role="normal", meaning=meaning)
     program.inputs = tuple(new if s.name == old else s for s in program.inputs)
-    program.sidecars[SIDECAR] = found.matrix.numpy()
+    program.sidecars[PE_MATRIX] = found.matrix.numpy()
     _rename_argument(graph, old, name)
 
 

@@ -14,7 +14,7 @@ from passes.programs import Calls, counts, rewritten, traced
 from torch import Tensor
 
 from edgesam_deploy.capture import capture, trace
-from edgesam_deploy.contract import Interface, TensorSpec, sample_inputs
+from edgesam_deploy.contract import Interface, TensorSpec, encode_positions, sample_inputs
 from edgesam_deploy.errors import PassError
 from edgesam_deploy.model.sam import Sam
 from edgesam_deploy.passes.aten import (
@@ -24,7 +24,7 @@ from edgesam_deploy.passes.aten import (
     gather_to_slice,
     hoist_positional_encoding,
 )
-from edgesam_deploy.passes.aten.hoist_positional_encoding import encoded, encoding_input
+from edgesam_deploy.passes.aten.hoist_positional_encoding import encoding_input
 from edgesam_deploy.passes.engine import Engine
 from edgesam_deploy.passes.execute import relative_l2, run_program
 from edgesam_deploy.passes.lower_to_onnx import lower_to_onnx
@@ -71,7 +71,7 @@ def test_the_host_computes_the_same() -> None:
     inputs = sample_inputs(before.inputs, 7)
     after = rewritten(before, hoist_positional_encoding, 1)
     matrix = after.sidecars["pe_gaussian_matrix"]
-    given = {"x": inputs["x"], "point_embedding_pe": encoded(inputs["point_coords"], matrix, 512)}
+    given = {"x": inputs["x"], "point_embedding_pe": encode_positions(inputs["point_coords"], matrix, 512)}
     expected = run_program(before, inputs)["out0"]
     assert relative_l2(expected, run_program(after, given)["out0"]) < 1e-6
     assert given["point_embedding_pe"].dtype == np.float32
@@ -80,7 +80,7 @@ def test_the_host_computes_the_same() -> None:
 @pytest.mark.parametrize(("size", "x", "turns"), [(2, 0.5, 0.0), (2, 1.5, 0.3), (4, -0.5, -0.3), (4, 2.5, 0.15)])
 def test_the_formula(size: int, x: float, turns: float) -> None:
     """((x + 0.5) / S * 2 - 1) * 2 pi * g, sines first."""
-    found = encoded(np.array([[[x, size / 2 - 0.5]]]), np.array([[0.3], [1e9]]), size)
+    found = encode_positions(np.array([[[x, size / 2 - 0.5]]]), np.array([[0.3], [1e9]]), size)
     angle = 2 * pi * turns
     np.testing.assert_allclose(found, [[[np.sin(angle), np.cos(angle)]]], atol=1e-6)
 
