@@ -2,7 +2,8 @@
 
 A case counts where ONNX Runtime gives the results that ONNX expects. It is run again after each pass that rewrote
 something in it, and after the whole pipeline, on the case's own inputs; whatever differs is listed, and ends with exit
-code 1. A pass may refuse a case (an opset without the operator): those are counted, not failed.
+code 1. A pass may refuse a case (an opset without the operator): those are counted, not failed. The whole set writes
+``benchmarks/results/onnx_backend.md``.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,6 +34,7 @@ from edgesam_deploy.passes.engine import Engine, Pass
 from edgesam_deploy.passes.onnx.graph import opset
 from edgesam_deploy.passes.program import Program
 
+RESULTS = Path(__file__).parent / "results" / "onnx_backend.md"
 DOWN, UP = (11, 13, 17), (20, 23)
 FACTORIES: dict[str, list[tuple[str, Pass]]] = {
     "freeze_dims": [("freeze_dims", passes.freeze_dims({}))],
@@ -143,20 +146,35 @@ def _close(a: Any, b: Any, tolerance: float) -> bool:
     return bool(np.allclose(p.astype(np.float64), q.astype(np.float64), rtol=tolerance, atol=tolerance, equal_nan=True))
 
 
+def report(tally: Tally, count: int) -> str:
+    """The Markdown file."""
+    names = [name for name, _ in EVERY] + ["pipeline"]
+    return "\n".join([
+        "# The ONNX backend's node tests through every onnx-level pass\n",
+        f"onnx {onnx.__version__}, ONNX Runtime {onnxruntime.__version__}; written by "
+        "`python -m benchmarks.onnx_backend`.\n",
+        f"{count} cases ({len(INVALID)} left out as invalid), of which {tally.cases} pass in ONNX Runtime. "
+        f"After each pass and after the whole pipeline, **{len(tally.wrong)} of them differ**.\n",
+        "| pass | cases it rewrote | cases it refused |",
+        "|---|---|---|",
+        *(f"| {name} | {tally.rewritten[name]} | {tally.refused[name]} |" for name in names),
+        *(f"\n- {line}" for line in tally.wrong),
+        "",
+    ])  # fmt: skip
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--every", type=int, default=1, help="take each N-th case only")
+    every = parser.parse_args().every
     tally = Tally()
-    chosen = names(parser.parse_args().every)
+    chosen = names(every)
     for name in chosen:
         try_case(name, tally)
-    print(f"{len(chosen)} cases ({len(INVALID)} left out as invalid)")
-    print(f"{tally.cases} pass in ONNX Runtime {onnxruntime.__version__}; of these")
-    for name in [n for n, _ in EVERY] + ["pipeline"]:
-        print(f"  {name:22} rewrote {tally.rewritten[name]:5}   refused {tally.refused[name]:5}")
-    print(f"{len(tally.wrong)} differ")
-    for line in tally.wrong:
-        print(" ", line)
+    text = report(tally, len(chosen))
+    print(text)
+    if every == 1:
+        RESULTS.write_text(text)
     return 1 if tally.wrong else 0
 
 

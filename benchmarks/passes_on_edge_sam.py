@@ -24,7 +24,7 @@ def main() -> None:
     for name in MODELS:
         model = load(name)
         for target in map(make_target, TARGETS):
-            engine = Engine("fast", progress=print)
+            engine = Engine("full", progress=print)  # each pass by itself
             for program in capture(model, target.interface(model.config)):
                 engine.run(program, target.pipeline(model.config))
             rows += [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from edgesam_deploy import __version__
 from edgesam_deploy.bundle import Bundle, check_output, draft, dump_json, open_bundle, write_manifest
 from edgesam_deploy.capture import capture, capture_twins, part_macs
-from edgesam_deploy.contract import Interface, SegmenterInterface, describe_tensors
+from edgesam_deploy.contract import IMAGE_ENCODER, Interface, SegmenterInterface, describe_tensors
 from edgesam_deploy.cost import LARGE
 from edgesam_deploy.errors import ParityError
 from edgesam_deploy.memory import check_memory
@@ -28,11 +28,12 @@ from edgesam_deploy.model_card import model_card
 from edgesam_deploy.ops import parts_report
 from edgesam_deploy.parity import SEEDS, Parity, few_pictures, measure, measure_on, shipped_pictures, unmeasured
 from edgesam_deploy.passes.engine import Engine, ProofMode, Step
+from edgesam_deploy.passes.joint import JointPass, run_joint, run_joint_on_twin
 from edgesam_deploy.passes.program import Program
 from edgesam_deploy.runtime import is_large, open_artifact
 from edgesam_deploy.targets import make_target
 from edgesam_deploy.targets.base import Target
-from edgesam_deploy.toolkits import installed_version, require
+from edgesam_deploy.toolkits import installed_version
 
 
 @dataclass
@@ -80,8 +81,7 @@ def build(
     chosen = make_target(target, **options) if isinstance(target, str) else target
     folder = Path(out) if out is not None else Path("out") / model.name / chosen.name
     check_output(folder, overwrite=overwrite)
-    for toolkit in chosen.toolkits:
-        require(toolkit, f"building for {chosen.name}")
+    chosen.require_toolkits()
     interface = chosen.interface(model.config)
     parts = interface.parts(promptable=model.promptable)
     check_memory(model.config, model.name, limit=max_memory, loaded=True)
@@ -94,6 +94,9 @@ def build(
     engine = Engine(proof, dump_after, folder.resolve().with_name(folder.resolve().name + ".dump"), progress)
     twins = {} if proof == "off" else capture_twins(model, interface, macs)
     with timings.stage("passes"):
+        programs, twins = _jointly(engine, programs, twins, chosen.joint_pipeline(model.config))
+        if isinstance(interface, Interface):
+            interface = interface.with_hoisted(programs[-1].inputs)
         for index, program in enumerate(programs):
             programs[index] = engine.run(program, chosen.pipeline(model.config), twin=twins.get(program.name))
         del program, twins
@@ -108,7 +111,9 @@ def build(
                     (place / f"{name}.bin").write_bytes(array.astype("<f4").tobytes())
         with timings.stage("operators"):
             progress("operator report")
-            ops = parts_report(chosen.name, {name: chosen.judged(file) for name, file in files.items()})
+            ops = parts_report(
+                chosen.name, {name: chosen.judged(file) for name, file in files.items()}, rules=chosen.rule_table
+            )
             (place / "ops.json").write_text(dump_json(ops))
         content = _content(model, chosen, interface, programs, engine.steps, macs)
         (place / "README.md").write_text(model_card(content))
@@ -122,6 +127,21 @@ def build(
         unhashed.write_json("parity.json", parity.to_json())
         unhashed.write_json("timings.json", _timings(timings, engine.steps))
     return open_bundle(folder)
+
+
+def _jointly(
+    engine: Engine, programs: list[Program], twins: dict[str, Program], passes: Sequence[JointPass]
+) -> tuple[list[Program], dict[str, Program]]:
+    """The parts, and what stands in for the encoder in proofs, after the passes that move work between the two."""
+    for rewrite in passes if len(programs) == 2 else ():
+        encoder, decoder = programs
+        if IMAGE_ENCODER in twins:
+            encoder, twin, decoder = run_joint_on_twin(engine, encoder, twins[IMAGE_ENCODER], decoder, rewrite)
+            twins = {**twins, IMAGE_ENCODER: twin}
+        else:
+            encoder, decoder = run_joint(engine, encoder, decoder, rewrite)
+        programs = [encoder, decoder]
+    return programs, twins
 
 
 def _measured(
@@ -142,7 +162,8 @@ def _measured(
 def plan(config: SamConfig | CwsamConfig, target: Target) -> list[str]:
     """The steps of a build, in order, as they are reported to ``progress``."""
     macs = part_macs(config, target.interface(config))
-    passes = [f"{part}: {step.name}" for part in macs for step in target.pipeline(config)]
+    passes = [f"{' + '.join(macs)}: {step.name}" for step in target.joint_pipeline(config) if len(macs) == 2]
+    passes += [f"{part}: {step.name}" for part in macs for step in target.pipeline(config)]
     large = any(count > LARGE for count in macs.values())
     pictures = [*few_pictures()] if large else [*shipped_pictures(), *(f"seed {seed}" for seed in SEEDS)]
     parity = [] if target.unmeasured else [f"parity: {name}" for name in pictures]
@@ -170,14 +191,14 @@ def _content(
     macs: Mapping[str, int],
 ) -> dict[str, Any]:
     """The manifest, but for the hashes. Nothing in it varies from run to run."""
-    specs = interface.parts(promptable=model.promptable)
+    specs = {name: target.stored(part) for name, part in interface.parts(promptable=model.promptable).items()}
     parts = {
         program.name: {
             "file": target.file(specs[program.name]),
             "inputs": describe_tensors(specs[program.name].inputs),
             "outputs": describe_tensors(specs[program.name].outputs),
             "operators": dict(sorted(program.operators().items())),
-            "passes": [_pass_row(step) for step in steps if step.part == program.name],
+            "passes": [_pass_row(step) for step in steps if program.name in step.part.split(" + ")],
         }
         for program in programs
     }
@@ -199,6 +220,8 @@ def _content(
 def _pass_row(step: Step) -> Mapping[str, Any]:
     """A step without the figures that vary; those are in timings.json."""
     proof = "nothing to prove" if step.sites == 0 else "not proved" if step.error is None else "within bound"
+    if step.proved_with:
+        proof += f", with {len(step.proved_with)} neighbouring exact passes"
     if step.error is not None and step.on_twin:
         proof += " on a twin of fewer blocks"
     return {

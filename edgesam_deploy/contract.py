@@ -24,7 +24,9 @@ PE_MATRIX = "pe_gaussian_matrix"  # the sidecar of the layout edgesam-npu
 Dtype = Literal["float32", "uint8", "int32", "int64", "bool"]
 Role = Literal["normal", "scene", "image", "coords", "labels", "mask_logits", "flag", "resized_size", "original_size"]
 IMAGE_ENCODER, MASK_DECODER, SEGMENTER = "image_encoder", "mask_decoder", "segmenter"
+PROMPT_TRANSFORMER, MASK_HEAD = "prompt_transformer", "mask_head"  # the decoder in two parts
 DYNAMIC = "dynamic"
+HOISTED = "image_keys"  # prefix of what a pass lets the encoder compute for the decoder
 DEFAULT_POINTS = 6
 SCHEMA = 1
 
@@ -112,7 +114,9 @@ class Interface:
     io: ``contract``, or the layout that apps speak: ``edgesam`` and ``edgesam-dyt`` (the scripts of those projects),
     ``edgesam-npu`` (positions encoded by the host), ``sam`` (segment-anything; for HQ-SAM models, its exporter's).
     hq: the model's HQ branch, ``intermediate`` the features it reads, as (channels, height, width); ``multimask`` and
-    ``hq_token_only`` as HQ-SAM's forward takes them.
+    ``hq_token_only`` as HQ-SAM's forward takes them. hoisted: shapes of further values that the encoder computes for
+    the decoder, where a pass moved work there. split: the decoder comes in two parts, ``prompt_transformer`` and
+    ``mask_head``, which hand over ``hs`` and ``src``.
     """
 
     image_size: int = 1024
@@ -128,6 +132,8 @@ class Interface:
     intermediate: tuple[tuple[int, int, int], ...] = ()
     multimask: bool = False
     hq_token_only: bool = False
+    hoisted: tuple[tuple[int, ...], ...] = ()
+    split: bool = False
 
     def __post_init__(self) -> None:
         for option, value in (("--points", self.points), ("--batch", self.batch)):
@@ -147,6 +153,10 @@ class Interface:
             raise UsageError("--io sam always has mask_input and has_mask_input")
         if self.return_single_mask and self.io != "sam":
             raise UsageError("--return-single-mask belongs to --io sam")
+        if self.split and self.io not in ("contract", "edgesam-npu"):
+            raise UsageError(f"--split: apps for --io {self.io} call one decoder; use contract or edgesam-npu")
+        if self.split and DYNAMIC in (self.points, self.batch):
+            raise UsageError("--split is for compilers that want static shapes; give --points and --batch numbers")
         self._check_hq()
 
     def _check_hq(self) -> None:
@@ -172,9 +182,31 @@ class Interface:
     def parts(self, *, promptable: bool = True) -> dict[str, PartSpec]:
         """What the artifact consists of, in the order it runs."""
         parts = {IMAGE_ENCODER: PartSpec("encoder", self.encoder_inputs(), self.encoder_outputs())}
-        if promptable:
+        if promptable and self.split:
+            parts |= self._decoder_parts()
+        elif promptable:
             parts[MASK_DECODER] = PartSpec("decoder", self.decoder_inputs(), self.decoder_outputs())
         return parts
+
+    def _decoder_parts(self) -> dict[str, PartSpec]:
+        """The decoder's work cut behind the transformer; ``hq_features`` are read by the second part alone."""
+        features = self._features()
+        first = tuple(spec for spec in self.decoder_inputs() if spec not in features)
+        glue = self._glue()
+        return {
+            PROMPT_TRANSFORMER: PartSpec(PROMPT_TRANSFORMER, first, glue),
+            MASK_HEAD: PartSpec(MASK_HEAD, (*glue, *features), self.decoder_outputs()),
+        }
+
+    def _glue(self) -> tuple[TensorSpec, TensorSpec]:
+        """What the two parts of a decoder hand over, under SAM's own names."""
+        own, batch, points = (6 if self.hq != "none" else 5), int(self.batch), int(self.points)
+        names = "the IoU token, the mask tokens, " + ("the HQ token, " if own == 6 else "") + "the slots"
+        cells = (self.image_size // 16) ** 2
+        return (
+            TensorSpec("hs", (batch, own + points, self.embed_dim), meaning=f"tokens after the transformer: {names}"),
+            TensorSpec("src", (batch, cells, self.embed_dim), meaning="the image side after the transformer, by rows"),
+        )
 
     @property
     def empty_slots(self) -> bool:
@@ -198,7 +230,16 @@ class Interface:
         )
 
     def encoder_outputs(self) -> tuple[TensorSpec, ...]:
-        return (self._embedding, *self._features())
+        return (self._embedding, *self._features(), *self._hoisted())
+
+    def _hoisted(self) -> tuple[TensorSpec, ...]:
+        meaning = "computed by the encoder for the decoder"
+        return tuple(TensorSpec(f"{HOISTED}_{i}", shape, meaning=meaning) for i, shape in enumerate(self.hoisted))
+
+    def with_hoisted(self, decoder_inputs: tuple[TensorSpec, ...]) -> Interface:
+        """This interface and the values that a decoder with ``decoder_inputs`` takes from the encoder beyond it."""
+        shapes = (spec.bound({}) for spec in decoder_inputs if spec.name.startswith(f"{HOISTED}_"))
+        return replace(self, hoisted=tuple(shapes))
 
     def _features(self) -> tuple[TensorSpec, ...]:
         """What the encoder hands to the decoder beside the embeddings."""
@@ -251,7 +292,7 @@ class Interface:
         if self.io == "sam":
             meaning = "height, width of the original picture"
             specs.append(TensorSpec("orig_im_size", (2,), "float32", "original_size", meaning, size))
-        return tuple(specs)
+        return (*specs, *self._hoisted())
 
     def decoder_outputs(self) -> tuple[TensorSpec, ...]:
         if self.io == "sam":

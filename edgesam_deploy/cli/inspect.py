@@ -13,6 +13,7 @@ from edgesam_deploy.errors import UnknownName, UsageError
 
 if TYPE_CHECKING:
     from edgesam_deploy.passes.engine import Pass
+    from edgesam_deploy.passes.joint import JointPass
 
 Json = Annotated[bool, typer.Option("--json", help=JSON_HELP)]
 
@@ -89,16 +90,19 @@ def _pipeline(target: str) -> tuple[Pass, ...]:
     return make_target(target).pipeline(model_config("edge_sam"))
 
 
-def _library() -> dict[str, Pass]:
+def _library() -> dict[str, Pass | JointPass]:
     """Every pass that is one without being told sizes or versions, in a pipeline or not; aten's where both have one."""
     from edgesam_deploy.passes import aten, onnx
     from edgesam_deploy.passes.engine import Pass
+    from edgesam_deploy.passes.hoist_image_side import hoist_image_side
 
     found = {name: getattr(room, name) for room in (onnx, aten) for name in room.__all__}
-    return {name: entry for name, entry in found.items() if isinstance(entry, Pass)}
+    return {name: entry for name, entry in found.items() if isinstance(entry, Pass)} | {
+        hoist_image_side.name: hoist_image_side
+    }
 
 
-def _explain(chosen: Pass, *, json: bool) -> None:
+def _explain(chosen: Pass | JointPass, *, json: bool) -> None:
     import inspect
 
     text = inspect.cleandoc(chosen.run.__doc__ or "")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from edgesam_deploy.model.base_predictor import Answers, PromptPredictor
 from edgesam_deploy.model.prompts import FloatArray, Slots
-from edgesam_deploy.parity.cases import Case, usable_cases
+from edgesam_deploy.parity.cases import Case, least_cases, usable_cases
 from edgesam_deploy.parity.figures import Difference, dead, difference, ignores_input, mask_iou
 from edgesam_deploy.parity.verdict import Bounds
 from edgesam_deploy.runtime import BundlePredictor
@@ -29,15 +29,17 @@ def compare(
     progress: Progress = lambda _: None,
     *,
     soft: bool = False,
+    few: bool = False,
 ) -> tuple[list[Difference], list[str]]:
     """Every output of every case on every picture, and the detectors' findings (an empty list is good).
 
+    ``few``: of the least cases only, each told to ``progress``.
     ``soft``: the artifact was asked to count a stability score's pixels by sigmoids, so the reference does as well.
     """
     rows: list[Difference] = []
     findings: list[str] = []
     embeddings: list[tuple[FloatArray, FloatArray]] = []
-    cases, _ = usable_cases(artifact.interface)
+    cases, _ = (least_cases if few else usable_cases)(artifact.interface)
     for name, picture in pictures.items():
         progress(f"parity: {name}")
         pairs = _features(reference.set_image(picture), artifact.set_image(picture), artifact)
@@ -47,7 +49,7 @@ def compare(
         embeddings.append(pairs["embeddings"])
         if artifact.has_decoder:
             with _one_thread():
-                found, more = _prompt_rows(reference, artifact, name, cases, bounds, soft)
+                found, more = _prompt_rows(reference, artifact, name, cases, bounds, soft, progress if few else None)
             rows += found
             findings += more
     findings += ignores_input("embeddings ignore the picture", embeddings)
@@ -76,6 +78,7 @@ def _features(theirs: Any, ours: Any, artifact: BundlePredictor) -> dict[str, tu
     expected, given = ([_numpy(f) for f in (fs if isinstance(fs, tuple) else (fs,))] for fs in (theirs, ours))
     if artifact.interface.foreign_hq:
         expected, given = expected[:1], given[:1]
+    given = given[: len(given) - len(artifact.interface.hoisted)]  # the decoder's outputs tell of those
     names = ("embeddings", "hq_features")[: len(expected)]
     return dict(zip(names, zip(expected, given, strict=True), strict=True))
 
@@ -86,13 +89,21 @@ def _numpy(features: Any) -> FloatArray:
 
 
 def _prompt_rows(
-    reference: PromptPredictor, artifact: BundlePredictor, name: str, cases: Sequence[Case], bounds: Bounds, soft: bool
+    reference: PromptPredictor,
+    artifact: BundlePredictor,
+    name: str,
+    cases: Sequence[Case],
+    bounds: Bounds,
+    soft: bool,
+    progress: Progress | None,
 ) -> tuple[list[Difference], list[str]]:
     rows: list[Difference] = []
     findings: list[str] = []
     pairs: list[tuple[FloatArray, FloatArray]] = []
     logits = None
     for case in cases:
+        if progress is not None:
+            progress(f"parity: {name}, {case.name}")
         prompt = case.prompt(*reference.original_size)
         if case.mask and logits is not None:
             prompt["mask_input"] = logits

@@ -13,8 +13,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
+import numpy as np
 from numpy.typing import NDArray
 
 from edgesam_deploy.contract import sample_inputs
@@ -25,6 +26,8 @@ from edgesam_deploy.passes.program import Dialect, Program
 EXACT = 1e-5  # relative L2 at O(1) activations: room for reassociated fp32 sums, far below any real fault
 FLOOR = 0.1  # root mean square below which an output is not O(1), so that its own size is no measure
 FEW = 64  # values: of a handful of scores one may be the small difference of large sums, so they are measured against 1
+MASK_IOU = 0.9999
+MASKS = {"masks", "masks_sam", "low_res_masks"}  # outputs that are thresholded at 0
 SEEDS = {"off": (), "fast": (11, 22), "full": (11, 22, 33, 44)}
 ProofMode = Literal["off", "fast", "full"]
 Progress = Callable[[str], None]
@@ -81,7 +84,11 @@ def adapting(inputs: Callable[[Program, Program, Arrays], Arrays]) -> Callable[[
 
 @dataclass(frozen=True)
 class Step:
-    """What one pass did to one program. ``error``: worst relative L2 over inputs and outputs, None if unproved."""
+    """What one pass did to one program.
+
+    ``error``: worst relative L2 over inputs and outputs, None if unproved; ``mask_iou``: the worst of the masks, None
+    where the program gives none. Both are of this pass and those of ``proved_with`` together.
+    """
 
     name: str
     part: str
@@ -93,6 +100,8 @@ class Step:
     error: float | None
     proof_seconds: float = 0.0
     on_twin: bool = False  # proved on a smaller program of the same kind
+    mask_iou: float | None = None
+    proved_with: tuple[str, ...] = ()
 
 
 @dataclass
@@ -113,58 +122,112 @@ class Engine:
         """
         if self.dump_after is not None and self.dump_after not in {p.name for p in pipeline}:
             raise UnknownName("pass", self.dump_after, {p.name for p in pipeline})
-        known = self._outputs(program if twin is None else twin)
+        subject = program if twin is None else twin  # what proofs run on
+        known = self._outputs(subject)
+        changes: list[_Change] = []
         for rewrite in pipeline:
             self.progress(f"{program.name}: {rewrite.name}")
-            if twin is None:
-                step, program, known = self._step(program, rewrite, known, dump=True)
-            else:
-                proved, twin, known = self._step(twin, rewrite, known, dump=False)
-                step, program, _ = self._step(program, rewrite, None, dump=True)
-                if step.sites and not proved.sites:
-                    raise PassError(f"pass {rewrite.name} found work in {program.name} that its twin has no case of")
-                step = replace(step, error=proved.error, proof_seconds=proved.proof_seconds, on_twin=True)
-            self.steps.append(step)
+            try:
+                step, after = _applied(program, rewrite)
+                twin_step, new = (step, after) if twin is None else _applied(subject, rewrite)
+            except EdgeSamDeployError:
+                self._prove(changes, known)  # an earlier pass may be to blame
+                raise
+            if rewrite.name == self.dump_after and self.dump_dir is not None:
+                write_dump(after, self.dump_dir)  # before the proof: a wrong program is the one to look at
+            self.steps.append(replace(step, on_twin=twin is not None))
+            if step.sites and not twin_step.sites:
+                raise PassError(f"pass {rewrite.name} found work in {program.name} that its twin has no case of")
+            if twin_step.sites:
+                change = _Change(len(self.steps) - 1, rewrite, subject, new)
+                if changes and not self._together(changes[-1], change):
+                    known, changes = self._prove(changes, known), []
+                changes.append(change)
+            program, subject = after, new
+        self._prove(changes, known)
         return program
 
-    def _step(
-        self, program: Program, rewrite: Pass, known: list[Arrays] | None, *, dump: bool
-    ) -> tuple[Step, Program, list[Arrays]]:
-        """One pass on a copy; with ``known``, the outputs before it, its proof."""
-        after = program.copy()
+    def _together(self, last: _Change, new: _Change) -> bool:
+        """Whether two changes may share a proof."""
+        return self.proof == "fast" and all(
+            c.rewrite.is_exact and c.rewrite.adapt is None and c.before.dialect == c.after.dialect for c in (last, new)
+        )
+
+    def _prove(self, changes: Sequence[_Change], known: list[Arrays]) -> list[Arrays]:
+        """The outputs after the last change; several that are not right together are looked at one by one."""
+        if not changes or self.proof == "off":
+            return known
+        if len(changes) > 1:
+            with contextlib.suppress(PassError):
+                outputs, fault = self._proof(changes, known)
+                if not fault:
+                    return outputs
+        for change in changes:
+            known, fault = self._proof([change], known)
+            if fault:
+                self._fail(change, fault)
+        return known
+
+    def _proof(self, changes: Sequence[_Change], known: list[Arrays]) -> tuple[list[Arrays], str]:
+        """The outputs after the last change, and what is wrong with them if ``known`` is right: those before the first.
+
+        Its figures go into the steps. Raises PassError where the program no longer runs.
+        """
+        last, rewrite = changes[-1], changes[-1].rewrite
         start = time.perf_counter()
-        with _blaming(rewrite, program):
-            sites = rewrite(after)
-        seconds = time.perf_counter() - start
-        after = after if sites else program
-        if dump and rewrite.name == self.dump_after and self.dump_dir is not None:
-            write_dump(after, self.dump_dir)  # before the proof: a wrong program is the one to look at
-        start = time.perf_counter()
-        outputs = proof = known or []
-        if sites and known is not None:
-            with _blaming(rewrite, program):
-                outputs = proof = self._outputs(after)
-                if rewrite.adapt is not None:
-                    adapted = [rewrite.adapt(program, after, inputs) for inputs in self._samples(program)]
-                    proof = run_on_each(after, adapted)
-        error = _worst(known, proof) if sites and known is not None else None
-        proof_seconds = time.perf_counter() - start if sites else 0.0
-        counts = sum(program.operators().values()), sum(after.operators().values())
-        step = Step(rewrite.name, program.name, sites, *counts, seconds, rewrite.bound, error, proof_seconds)
-        if error is not None and not error <= rewrite.bound:  # NaN fails too
-            self.steps.append(step)
-            raise PassError(
-                f"pass {rewrite.name} left its bound on {program.name}: relative L2 {error:.2e} where at most "
-                f"{rewrite.bound:.0e} is declared, after {sites} sites; see --dump-after {rewrite.name}, "
-                f"and edgesam-deploy bisect for the node"
+        with _blaming(rewrite, last.before):
+            outputs = proof = self._outputs(last.after)
+            if rewrite.adapt is not None:
+                adapted = [rewrite.adapt(last.before, last.after, inputs) for inputs in self._samples(last.before)]
+                proof = run_on_each(last.after, adapted)
+        error, iou = _worst(known, proof), _mask_iou(known, proof, rewrite.bound)
+        seconds = (time.perf_counter() - start) / len(changes)
+        for change in changes:
+            others = tuple(c.rewrite.name for c in changes if c is not change)
+            self.steps[change.step] = replace(
+                self.steps[change.step], error=error, mask_iou=iou, proof_seconds=seconds, proved_with=others
             )
-        return step, after, outputs
+        if error is not None and not error <= rewrite.bound:  # NaN fails too
+            return outputs, f"relative L2 {error:.2e} where at most {rewrite.bound:.0e} is declared"
+        if iou is not None and not iou >= MASK_IOU:
+            return outputs, f"mask IoU {iou:.5f} where at least {MASK_IOU} is wanted"
+        return outputs, ""
+
+    def _fail(self, change: _Change, fault: str) -> NoReturn:
+        del self.steps[change.step + 1 :]
+        name, sites = change.rewrite.name, self.steps[change.step].sites
+        raise PassError(
+            f"pass {name} left its bound on {change.before.name}: {fault}, after {sites} sites; see --dump-after "
+            f"{name}, and edgesam-deploy bisect for the node"
+        )
 
     def _outputs(self, program: Program) -> list[Arrays]:
         return run_on_each(program, self._samples(program))
 
     def _samples(self, program: Program) -> list[Arrays]:
         return [sample_inputs(program.inputs, seed) for seed in SEEDS[self.proof]]
+
+
+@dataclass(frozen=True)
+class _Change:
+    """A pass that rewrote something, by its place among the steps, and the program that its proof runs on."""
+
+    step: int
+    rewrite: Pass
+    before: Program
+    after: Program
+
+
+def _applied(program: Program, rewrite: Pass) -> tuple[Step, Program]:
+    """One pass on a copy: what it did, unproved, and the program after it (the same one where it found nothing)."""
+    after = program.copy()
+    start = time.perf_counter()
+    with _blaming(rewrite, program):
+        sites = rewrite(after)
+    seconds = time.perf_counter() - start
+    after = after if sites else program
+    counts = sum(program.operators().values()), sum(after.operators().values())
+    return Step(rewrite.name, program.name, sites, *counts, seconds, rewrite.bound, None), after
 
 
 @contextlib.contextmanager
@@ -183,6 +246,24 @@ def _worst(before: list[Arrays], after: list[Arrays]) -> float | None:
     if any(e != e for e in errors):
         return float("nan")
     return max(errors, default=None)
+
+
+def _mask_iou(before: list[Arrays], after: list[Arrays], bound: float) -> float | None:
+    """The worst IoU of the thresholded masks over the pixels that the program decides: whose logit is above ``bound``
+    times the root mean square. None for a program that gives no masks.
+    """
+    pairs = [(a[name], b[name]) for a, b in zip(before, after, strict=True) for name in a if name in MASKS]
+    return min((_decided_iou(a, b, bound) for a, b in pairs), default=None)
+
+
+def _decided_iou(before: NDArray[Any], after: NDArray[Any], bound: float) -> float:
+    if before.shape != after.shape:
+        return 0.0
+    decided = np.abs(before) > bound * np.sqrt(np.mean(np.square(before, dtype=np.float64)))
+    mine, other = (before > 0) & decided, (after > 0) & decided
+    planes = tuple(range(2, before.ndim))
+    union = (mine | other).sum(planes)
+    return float(np.min(np.where(union == 0, 1.0, (mine & other).sum(planes) / np.maximum(union, 1))))
 
 
 def _error(before: NDArray[Any], after: NDArray[Any]) -> float:

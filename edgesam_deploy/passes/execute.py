@@ -30,22 +30,26 @@ def run_on_each(program: Program, samples: Sequence[Arrays]) -> list[Arrays]:
 
 
 def _aten_runner(program: Program) -> Runner:
-    return lambda inputs: _run_aten(program, inputs)
-
-
-def _run_aten(program: Program, inputs: Arrays) -> list[NDArray[Any]]:
+    """In channels-last order, which PyTorch's depthwise convolutions are ten times faster in on a CPU."""
     import torch
 
     ep = program.aten
-    args: list[Any] = []
-    for spec in ep.graph_signature.input_specs:
-        if spec.target is None:
-            args.append(torch.from_numpy(inputs[spec.arg.name]))
-        else:
-            value = ep.state_dict.get(spec.target)
-            args.append(ep.constants[spec.target] if value is None else value)
-    with torch.no_grad():
-        return [out.numpy() for out in ep.graph_module(*args)]
+    constants = {name: _channels_last(value) for name, value in {**ep.constants, **ep.state_dict}.items()}
+    specs = ep.graph_signature.input_specs
+
+    def run(inputs: Arrays) -> list[NDArray[Any]]:
+        args = [torch.from_numpy(inputs[s.arg.name]) if s.target is None else constants[s.target] for s in specs]
+        with torch.no_grad():
+            return [out.contiguous().numpy() for out in ep.graph_module(*args)]
+
+    return run
+
+
+def _channels_last(value: Any) -> Any:
+    import torch
+
+    is_kernel = isinstance(value, torch.Tensor) and value.dim() == 4 and value.is_floating_point()
+    return value.detach().contiguous(memory_format=torch.channels_last) if is_kernel else value
 
 
 def _onnx_runner(program: Program) -> Runner:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 import torch
@@ -12,12 +13,15 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
-from edgesam_deploy.contract import TensorSpec
+from edgesam_deploy.contract import HOISTED, TensorSpec
+from edgesam_deploy.passes.aten.absorb_token_projections import ELEMENT
 from edgesam_deploy.passes.aten.graph import AtenGraph, shape
+from edgesam_deploy.passes.engine import Pass
 from edgesam_deploy.passes.joint import JointPass
 from edgesam_deploy.passes.program import Program
 
 aten = torch.ops.aten
+TOKENS = 10  # what a dynamic dimension counts as: five output tokens, four points, the padding point
 log = logging.getLogger(__name__)
 PRODUCTS = {aten.linear.default, aten.matmul.default, aten.conv2d.default, aten.conv_transpose2d.input}
 
@@ -33,8 +37,8 @@ def _hoist(encoder: Program, decoder: Program) -> int:
     elsewhere. The values become outputs of the one and inputs of the other, so both artifacts change their interface.
 
     Only where at least one product (linear, matmul, convolution) moves; a transpose that feeds nothing but products
-    stays, since runtimes read either way. Absorbing the same projections is the other choice: keep that from them with
-    ``absorbing(hoisted=...)``. Site = a moved value.
+    stays, since runtimes read either way. Absorbing the same projections is the other choice: ``hoisting`` weighs the
+    two. Site = a moved value.
     """
     names = {spec.name for spec in encoder.outputs} & {spec.name for spec in decoder.inputs}
     with AtenGraph(encoder) as source, AtenGraph(decoder) as target:
@@ -46,7 +50,7 @@ def _hoist(encoder: Program, decoder: Program) -> int:
         moved = _copied(source, target, encoder, border)
         for index, (node, result) in enumerate(moved):
             sizes = tuple(int(size) for size in shape(node))
-            spec = TensorSpec(f"image_keys_{index}", sizes, meaning="computed by the encoder for the decoder")
+            spec = TensorSpec(f"{HOISTED}_{index}", sizes, meaning="computed by the encoder for the decoder")
             _add_output(source, result)
             _replace_by_input(target, node, spec.name)
             encoder.outputs += (spec,)
@@ -56,6 +60,55 @@ def _hoist(encoder: Program, decoder: Program) -> int:
 
 _hoist.__name__ = "hoist_image_side"
 hoist_image_side = JointPass(_hoist)
+
+
+def hoisting(prompts: int, otherwise: Pass) -> JointPass:
+    """The pass where it pays for ``prompts`` prompts per image, against what ``otherwise`` makes of the decoder alone.
+
+    Weighed by ``work``: a prompt costs one decoder, an image one encoder more. Raises ValueError below one prompt.
+    """
+    if prompts < 1:
+        raise ValueError(f"{prompts} prompts per image: at least 1")
+
+    def hoist(encoder: Program, decoder: Program) -> int:
+        alone = decoder.copy()
+        otherwise(alone)
+        first, second = encoder.copy(), decoder.copy()
+        if not _hoist(first, second):
+            return 0
+        otherwise(second)  # the later layers' projections depend on the prompt
+        here, there = prompts * work(alone), work(first) - work(encoder) + prompts * work(second)
+        if there >= here:
+            log.debug(
+                "hoist_image_side: %d prompts cost %d in the decoder, %d with the encoder's help", prompts, here, there
+            )
+            return 0
+        return _hoist(encoder, decoder)
+
+    hoist.__name__, hoist.__doc__ = "hoist_image_side", _hoist.__doc__
+    return JointPass(hoist)
+
+
+def work(program: Program) -> int:
+    """An estimate of a call's time, in multiply-accumulates: those of its products, and ``ELEMENT`` for each number
+    that a product writes.
+    """
+    return sum(_product_work(node) for node in program.aten.graph.nodes if node.target in PRODUCTS)
+
+
+def _product_work(node: Node) -> int:
+    out, kernel = _sizes(node), _sizes(node.args[1])
+    if node.target == aten.conv_transpose2d.input:  # each input pixel meets every weight once
+        return prod(_sizes(node.args[0])[2:]) * prod(kernel) + ELEMENT * prod(out)
+    if node.target == aten.matmul.default:
+        per_number = kernel[-2]
+    else:
+        per_number = prod(kernel[1:])
+    return prod(out) * (per_number + ELEMENT)
+
+
+def _sizes(node: Any) -> list[int]:
+    return [size if isinstance(size, int) else TOKENS for size in shape(node)]
 
 
 def _image_only(graph: AtenGraph, names: set[str]) -> set[Node]:

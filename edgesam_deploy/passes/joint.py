@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgesam_deploy.contract import sample_inputs
 from edgesam_deploy.errors import PassError
 from edgesam_deploy.passes.engine import EXACT, SEEDS, Engine, Step, _blaming, _worst
 from edgesam_deploy.passes.execute import Arrays, run_program
-from edgesam_deploy.passes.program import Program
+from edgesam_deploy.passes.program import Dialect, Program
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,8 @@ class JointPass:
 
     run: Callable[[Program, Program], int]
     bound: float = EXACT
+    dialect: Dialect = "aten"
+    note: str = ""
 
     @property
     def name(self) -> str:
@@ -32,6 +34,10 @@ class JointPass:
     def why(self) -> str:
         """The first line of the pass's docstring."""
         return (self.run.__doc__ or "").strip().splitlines()[0]
+
+    @property
+    def is_exact(self) -> bool:
+        return self.bound == EXACT
 
     def __call__(self, encoder: Program, decoder: Program) -> int:
         return self.run(encoder, decoder)
@@ -70,6 +76,18 @@ def run_joint(engine: Engine, encoder: Program, decoder: Program, rewrite: Joint
             f"{rewrite.bound:.0e} is declared, after {sites} sites"
         )
     return after
+
+
+def run_joint_on_twin(
+    engine: Engine, encoder: Program, twin: Program, decoder: Program, rewrite: JointPass
+) -> tuple[Program, Program, Program]:
+    """Encoder, twin and decoder after ``rewrite``, proved on the twin: a smaller encoder for the same decoder."""
+    twin, after = run_joint(engine, twin, decoder, rewrite)
+    if after is not decoder:
+        encoder = encoder.copy()
+        rewrite(encoder, decoder.copy())
+        engine.steps[-1] = replace(engine.steps[-1], on_twin=True)
+    return encoder, twin, after
 
 
 def composed(encoder: Program, decoder: Program, image: Arrays, prompts: Arrays) -> Arrays:

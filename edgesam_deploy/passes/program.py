@@ -64,13 +64,10 @@ def _copied(body: Any) -> Any:
     if hasattr(body, "ir_version"):
         return body.clone()
     from torch.export import ExportedProgram
-    from torch.fx import GraphModule
 
-    graph_module = GraphModule(body.graph_module, copy.deepcopy(body.graph))
-    graph_module.meta.update(body.graph_module.meta)
-    return ExportedProgram(
-        root=graph_module,
-        graph=graph_module.graph,
+    copied = ExportedProgram(
+        root=body.graph_module,
+        graph=copy.deepcopy(body.graph),
         graph_signature=copy.deepcopy(body.graph_signature),
         state_dict=dict(body.state_dict),
         range_constraints=body.range_constraints,
@@ -79,3 +76,5 @@ def _copied(body: Any) -> Any:
         constants=dict(body.constants),
         verifiers=[body.verifier],
     )
+    copied.graph_module.meta.update(body.graph_module.meta)
+    return copied

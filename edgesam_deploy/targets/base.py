@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 
 from edgesam_deploy.contract import DEFAULT_POINTS, Interface, PartSpec, SegmenterInterface
 from edgesam_deploy.errors import UsageError
+from edgesam_deploy.toolkits import require
 
 if TYPE_CHECKING:
     from edgesam_deploy.model.configs import HqKind, SamConfig
     from edgesam_deploy.model.cwsam.configs import CwsamConfig
     from edgesam_deploy.passes.engine import Pass
+    from edgesam_deploy.passes.joint import JointPass
     from edgesam_deploy.passes.program import Program
 
 NPU_POINTS = 5  # what its apps send
@@ -43,7 +45,8 @@ class Target(ABC):
 
     Class-level facts: ``name``, ``summary``, ``extension`` of its files, ``toolkits`` that must be importable to build,
     ``runtime`` that must be importable to run here, ``tools`` whose versions the manifest names beside PyTorch's,
-    ``rules`` the operator table it is judged by; ``unmeasured``: why ``build`` leaves parity to ``check``, if it does.
+    ``rules`` the operator table it is judged by; ``unmeasured``: why ``build`` leaves parity to ``check``, if it does;
+    ``slow_to_run``: a run takes so long that ``check`` makes few of them unless asked for all.
     """
 
     name: ClassVar[str]
@@ -53,6 +56,7 @@ class Target(ABC):
     runtime: ClassVar[tuple[str, ...]] = ()
     tools: ClassVar[tuple[str, ...]] = ()
     unmeasured: ClassVar[str] = ""
+    slow_to_run: ClassVar[bool] = False
     rules: ClassVar[str]
 
     points: int | Literal["dynamic"] | None = option(
@@ -134,9 +138,22 @@ class Target(ABC):
         """The fields that the command line offers."""
         return [f for f in fields(cls) if "help" in f.metadata and f.default is not MISSING]
 
+    def joint_pipeline(self, config: SamConfig | CwsamConfig) -> tuple[JointPass, ...]:
+        """Passes that move work between encoder and decoder, before either's own; none by default."""
+        return ()
+
     @abstractmethod
     def pipeline(self, config: SamConfig | CwsamConfig) -> tuple[Pass, ...]:
         """The passes, in order, with the reason for each position beside it."""
+
+    def require_toolkits(self) -> None:
+        """Raise MissingToolkit unless this machine can build."""
+        for toolkit in self.toolkits:
+            require(toolkit, f"building for {self.name}")
+
+    def stored(self, part: PartSpec) -> PartSpec:
+        """The part as its file has it, where that is other than the contract: another layout of an input."""
+        return part
 
     def file(self, part: PartSpec) -> str:
         """The name of a part's file in the bundle; the same one for several parts where they share it."""
@@ -160,6 +177,11 @@ class Target(ABC):
         self, program: Program, interface: Interface | SegmenterInterface, path: Path, metadata: Mapping[str, str]
     ) -> None:
         """Write the program's artifact to ``path``."""
+
+    @property
+    def rule_table(self) -> str:
+        """The operator table that these options' files are judged by."""
+        return self.rules
 
     def judged(self, path: Path) -> Path:
         """The file that the operator report reads for the artifact in ``path``: another where that one is opaque."""

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from edgesam_deploy.contract import MASK_DECODER, Interface, SegmenterInterface
 from edgesam_deploy.errors import BundleError, EdgeSamDeployError, MissingToolkit, UsageError
 from edgesam_deploy.targets.base import Arrays, Target, option
+from edgesam_deploy.targets.integration import write_integration
 from edgesam_deploy.toolkits import require
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from edgesam_deploy.model.configs import SamConfig
     from edgesam_deploy.model.cwsam.configs import CwsamConfig
     from edgesam_deploy.passes.engine import Pass
+    from edgesam_deploy.passes.joint import JointPass
     from edgesam_deploy.passes.program import Program
 
 IR_VERSIONS = {18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11}  # the oldest that each opset allows
@@ -40,16 +42,34 @@ class OnnxTarget(Target):
 
     opset: int = option(20, "ONNX operator set, 18 to 23.")
     precision: Literal["fp32"] = option("fp32", "Type of weights and arithmetic.")
+    prompts_per_image: int = option(
+        1, "How often a picture is prompted: where it pays, the encoder does what depends on the picture alone."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_opset()
-        if self.precision != "fp32":
-            raise UsageError(f"--precision {self.precision}: the {self.name} target has fp32")
+        self._check_precision()
+        if self.prompts_per_image < 1:
+            raise UsageError(f"--prompts-per-image {self.prompts_per_image}: must be at least 1")
+        if self.prompts_per_image > 1 and self.io != "contract":
+            raise UsageError(
+                f"--io {self.io} has no place for what the encoder computes; leave --prompts-per-image at 1"
+            )
 
     def _check_opset(self) -> None:
         if self.opset not in IR_VERSIONS:
             raise UsageError(f"--opset {self.opset}: must be 18 to 23")
+
+    def _check_precision(self) -> None:
+        if self.precision != "fp32":
+            raise UsageError(f"--precision {self.precision}: the {self.name} target has fp32")
+
+    def joint_pipeline(self, config: SamConfig | CwsamConfig) -> tuple[JointPass, ...]:
+        from edgesam_deploy.passes.aten import absorb_token_projections
+        from edgesam_deploy.passes.hoist_image_side import hoisting
+
+        return (hoisting(self.prompts_per_image, absorb_token_projections),) if self.prompts_per_image > 1 else ()
 
     def pipeline(self, config: SamConfig | CwsamConfig) -> tuple[Pass, ...]:
         from edgesam_deploy.passes import aten, onnx
@@ -104,6 +124,9 @@ class OnnxTarget(Target):
         large = _weight_bytes(model) > EXTERNAL_ABOVE
         ir.save(model, path, external_data=f"{path.name}.data" if large else None)
         onnx.checker.check_model(path, full_check=True)
+
+    def integrate(self, folder: Path, manifest: Mapping[str, Any]) -> None:
+        write_integration(folder, manifest)
 
     def load(
         self, path: Path, *, part: str = "", provider: str = "cpu", threads: int = 0, lean: bool = False

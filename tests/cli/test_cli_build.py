@@ -15,7 +15,8 @@ from edgesam_deploy import parity
 from edgesam_deploy.model import configs
 from edgesam_deploy.model.configs import override
 
-HASHED = {"README.md", "decoder.onnx", "encoder.onnx", "ops.json"}
+INTEGRATION = {f"integration/{name}" for name in ("README.md", "edgesam_deploy.hpp", "main.cpp")}
+HASHED = {"README.md", "decoder.onnx", "encoder.onnx", "ops.json", *INTEGRATION}
 
 
 @pytest.fixture
@@ -71,6 +72,7 @@ def test_the_real_model_in_full_size_as_json(tmp_path):
 
 def test_json_and_every_option(tiny):
     target = ["--points", "4", "--batch", "dynamic", "--mask-input", "--scores", "stability", "--opset", "18"]
+    target += ["--prompts-per-image", "2"]
     model = ["--embed-preprocess", "--seed", "7", "--strict", "--json"]
     built = edgesam_deploy("build", "default", *target, *model, "--proof", "off")
     assert built.code == DONE, built.err
@@ -82,11 +84,12 @@ def test_json_and_every_option(tiny):
     assert manifest["options"] == {
         "points": 4, "batch": "dynamic", "mask_input": True, "scores": "stability", "io": "contract",
         "return_single_mask": False, "embed_preprocess": True, "opset": 18, "precision": "fp32",
-            "multimask": False, "hq_token_only": False, "argmax": False,
+            "multimask": False, "hq_token_only": False, "argmax": False, "prompts_per_image": 2,
     }  # fmt: skip
     assert manifest["weights"]["seed"] == 7
     assert found["parity"]["verdict"] == "pass"
-    assert {step["part"] for step in found["timings"]["steps"]} == {"image_encoder", "mask_decoder"}
+    parts = {"image_encoder", "mask_decoder", "image_encoder + mask_decoder"}
+    assert {step["part"] for step in found["timings"]["steps"]} == parts
     assert {step["error"] for step in found["timings"]["steps"]} == {None}
 
 

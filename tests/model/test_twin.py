@@ -67,7 +67,8 @@ def test_a_large_part_is_proved_on_its_twin(everything_is_large, tmp_path):
     model = load("vit_b", config=DEEP_VIT)
     bundle = builder.build(model, "onnx", tmp_path / "vit", pictures={"s": picture(150, 225, 10)})
     rows = bundle.manifest["parts"]["image_encoder"]["passes"]
-    assert {row["proof"] for row in rows if row["sites"]} == {"within bound on a twin of fewer blocks"}
+    proofs = [row["proof"] for row in rows if row["sites"]]
+    assert all(p.startswith("within bound") and p.endswith(" on a twin of fewer blocks") for p in proofs)
     steps = bundle.read_json("timings.json")["steps"]
     proved = [step for step in steps if step["on_twin"] and step["sites"]]
     assert len(proved) > 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +120,96 @@ def test_errors_do_not_add_up_unseen() -> None:
     engine = Engine("fast")
     engine.run(aten_program(), (small, small, small))
     assert all(step.error == pytest.approx(5e-4, rel=0.6) for step in engine.steps)
+
+
+# --- proving several as one ------------------------------------------------------------------------------------------
+
+
+def test_neighbouring_exact_passes_share_a_proof() -> None:
+    engine = Engine("fast")
+    rough = approximate(1e-2, "rough")(rewriting(scale_relu(1.001), name="rough").run)
+    passes = [rewriting(scale_relu(1.0), name=name) for name in "abcd"]
+    engine.run(aten_program(), (passes[0], nothing, passes[1], rough, passes[2], passes[3]))
+    assert [(s.name, s.proved_with) for s in engine.steps] == [
+        ("a", ("b",)), ("nothing", ()), ("b", ("a",)), ("rough", ()), ("c", ("d",)), ("d", ("c",)),
+    ]  # fmt: skip
+    assert [s.error is None for s in engine.steps] == [False, True, False, False, False, False]
+
+
+@pytest.mark.parametrize("position", [0, 1, 2])
+def test_the_one_to_blame_is_found_among_several(position: int) -> None:
+    passes = [rewriting(scale_relu(1.0), name=name) for name in "abc"]
+    passes[position] = rewriting(scale_relu(1.01), name="break_relu")
+    engine = Engine("fast")
+    with pytest.raises(PassError, match=r"break_relu left its bound on part: relative L2"):
+        engine.run(aten_program(), passes)
+    assert len(engine.steps) == position + 1
+    assert all(step.proved_with == () for step in engine.steps)
+
+
+def test_a_crash_among_several_is_blamed_on_what_caused_it() -> None:
+    """The second pass leaves a program that does not run, which is seen when the third has been applied."""
+
+    def strip(graph: AtenGraph) -> None:
+        for node in graph.calls(aten.relu.default):
+            node.args = ()
+
+    good = rewriting(lambda graph: None, name="good")
+    with pytest.raises(PassError, match="strip failed on part"):
+        Engine("fast").run(aten_program(), (good, rewriting(strip, name="strip"), good))
+
+
+def test_a_wrong_pass_is_to_blame_where_a_later_one_crashes() -> None:
+    @exact
+    def crash(program: Program) -> int:
+        raise KeyError("k")
+
+    with pytest.raises(PassError, match="break_relu left its bound"):
+        Engine("fast").run(aten_program(), (rewriting(scale_relu(1.01), name="break_relu"), crash))
+
+
+def test_bounds_that_only_add_up_are_kept_by_each() -> None:
+    """Two steps of 0.8 bounds are out of bound together and in bound alone."""
+    engine = Engine("fast")
+    engine.run(aten_program(), [rewriting(scale_relu(1 + 0.6 * EXACT), name=name) for name in "abc"])
+    assert all(step.proved_with == () and 0 < step.error <= EXACT for step in engine.steps)
+
+
+def test_full_proves_every_pass_alone() -> None:
+    engine = Engine("full")
+    engine.run(aten_program(), [rewriting(scale_relu(1.0), name=name) for name in "ab"])
+    assert all(step.proved_with == () and step.error == 0 for step in engine.steps)
+
+
+def masked() -> Program:
+    program = traced(Calls(lambda _, x: x.relu() - 0.5), (1, 2, 16, 16))
+    program.outputs = (replace(program.outputs[0], name="masks"),)
+    return program
+
+
+@pytest.mark.parametrize(("flipped", "iou"), [((0, 0), 0.0), ((0, 3), 1.0), ((1, 1), 2 / 3)])
+def test_masks_are_compared_where_they_are_decided(flipped: tuple[int, int], iou: float) -> None:
+    """The worst plane counts, and a pixel that lies within the bound of 0 does not."""
+    before = np.array([[[1.0, -1, -1, 0.001], [1, 1, 1, -1]]])[..., None]
+    after = before.copy()
+    after[0, flipped[0], flipped[1]] *= -1
+    assert engine_module._mask_iou([{"masks": before}], [{"masks": after}], 0.01) == pytest.approx(iou)
+    assert engine_module._mask_iou([{"scores": before}], [{"scores": after}], 0.01) is None
+
+
+def test_masks_that_leave_their_iou_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "_decided_iou", lambda *_: 0.9998)
+    with pytest.raises(PassError, match=r"shift left its bound on part: mask IoU 0\.99980 where at least 0\.9999"):
+        Engine("fast").run(masked(), (rewriting(scale_relu(1.0), name="shift"),))
+
+
+def test_the_iou_of_masks_is_recorded() -> None:
+    engine = Engine("fast")
+    engine.run(masked(), (rewriting(scale_relu(1.0)),))
+    assert engine.steps[0].mask_iou == 1.0
+    other = Engine("fast")
+    other.run(aten_program(), (rewriting(scale_relu(1.0)),))
+    assert other.steps[0].mask_iou is None
 
 
 def flagged() -> Program:

@@ -7,17 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from passes.programs import Calls, counts, randomise
+from passes.programs import Calls, counts, randomise, traced
 from torch import Tensor, nn
 
 from edgesam_deploy.capture import trace
 from edgesam_deploy.contract import TensorSpec, sample_inputs
 from edgesam_deploy.model.transformer import Attention
 from edgesam_deploy.passes.aten import canonicalize_cross_attention, eliminate_identity, fold_constants
-from edgesam_deploy.passes.aten.absorb_token_projections import absorbing
+from edgesam_deploy.passes.aten.absorb_token_projections import ELEMENT, absorbing
 from edgesam_deploy.passes.engine import EXACT, Engine
-from edgesam_deploy.passes.hoist_image_side import hoist_image_side
-from edgesam_deploy.passes.joint import composed, run_joint
+from edgesam_deploy.passes.hoist_image_side import hoist_image_side, hoisting, work
+from edgesam_deploy.passes.joint import composed, run_joint, run_joint_on_twin
 from edgesam_deploy.passes.lower_to_onnx import lower_to_onnx
 from edgesam_deploy.passes.program import Program
 
@@ -113,16 +113,69 @@ def test_what_moved_lowers_and_runs() -> None:
         np.testing.assert_allclose(found[name], value, rtol=1e-3, atol=1e-4)
 
 
-def test_absorbing_or_hoisting() -> None:
-    """What will be hoisted is not absorbed, and after absorbing there is no product left to move."""
-    absorb = absorbing(element=1e9)
-    joined(encoder(), Engine("fast").run(decoder(), (absorb,)), 0)
-    engine = Engine("off")
-    kept = engine.run(decoder(), (absorbing(element=1e9, hoisted=frozenset({"embeddings"})),))
-    assert engine.steps[0].sites == 0
-    joined(encoder(), Engine("off").run(kept, (canonicalize_cross_attention,)), 4)
-    engine.run(decoder(), (absorbing(element=1e9, hoisted=frozenset({"prompt"})),))
-    assert engine.steps[1].sites == 2
+def test_after_absorbing_there_is_no_product_left_to_move() -> None:
+    joined(encoder(), Engine("fast").run(decoder(), (absorbing(element=1e9),)), 0)
+
+
+def moved(prompts: int) -> int:
+    """Values that move for so many prompts per image, where absorbing always pays for the decoder alone."""
+    return hoisting(prompts, absorbing(element=1e9))(encoder(), decoder())
+
+
+def test_hoisting_pays_from_some_number_of_prompts_on() -> None:
+    alone, (above, below) = decoder(), (encoder(), decoder())
+    absorbing(element=1e9)(alone)
+    hoist_image_side(above, below)
+    once, saved = work(above) - work(encoder()), work(alone) - work(below)
+    assert once > saved > 0
+    even = once // saved
+    assert [bool(moved(prompts)) for prompts in (1, even, even + 1, 1000)] == [False, False, True, True]
+
+
+def test_hoisting_never_pays_where_nothing_depends_on_the_image_alone() -> None:
+    module = Small(lambda self, embeddings, prompt: self.layer(embeddings + prompt))
+    programs = encoder(), decoder(module, prompt=(1, C, H, W), outputs=1)
+    assert hoisting(1000, absorbing())(*programs) == 0
+
+
+def test_fewer_than_one_prompt_is_no_number() -> None:
+    with pytest.raises(ValueError, match="0 prompts per image"):
+        hoisting(0, absorbing())
+
+
+@pytest.mark.parametrize(
+    ("function", "sizes", "expected"),
+    [
+        (lambda s, x: x @ s.w, {"w": (4, 7)}, 3 * 7 * (4 + ELEMENT)),
+        (lambda s, x: torch.nn.functional.linear(x, s.w), {"w": (7, 4)}, 3 * 7 * (4 + ELEMENT)),
+        (lambda s, x: torch.conv2d(x.reshape(1, 3, 2, 2), s.w), {"w": (5, 3, 1, 1)}, 5 * 4 * (3 + ELEMENT)),
+        (
+            lambda s, x: torch.conv_transpose2d(x.reshape(1, 3, 2, 2), s.w, stride=2),
+            {"w": (3, 5, 2, 2)},
+            4 * 3 * 5 * 4 + 5 * 16 * ELEMENT,
+        ),
+        (lambda s, x: x.softmax(-1) + s.w, {"w": (4,)}, 0),
+    ],
+)
+def test_work(function: Any, sizes: dict[str, tuple[int, ...]], expected: int) -> None:
+    module = Calls(function)
+    for name, size in sizes.items():
+        module.register_buffer(name, torch.ones(size))
+    assert work(traced(module, (3, 4))) == expected
+
+
+def test_proved_on_a_twin_of_the_encoder() -> None:
+    engine = Engine("fast")
+    big = Engine("off").run(encoder(), ())
+    above, twin, below = run_joint_on_twin(engine, big, encoder(), decoder(), hoist_image_side)
+    (step,) = engine.steps
+    assert step.on_twin
+    assert step.error is not None
+    assert above.outputs == twin.outputs
+    image, prompts = sample_inputs((IMAGE,), 5), sample_inputs(decoder().inputs, 6)
+    found = composed(above, below, image, prompts)
+    for name, value in composed(encoder(), decoder(), image, prompts).items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,10 @@ log = logging.getLogger(__name__)
 ELEMENT = 16  # multiply-accumulates in the time one element is written and read, ONNX Runtime on x86 with AVX2
 
 
-def absorbing(element: float = ELEMENT, max_tokens: int | None = None, hoisted: frozenset[str] = frozenset()) -> Pass:
+def absorbing(element: float = ELEMENT, max_tokens: int | None = None) -> Pass:
     """The pass for a machine that does ``element`` multiply-accumulates while it moves one number to memory and back.
 
     max_tokens: the most tokens for which it is done, whatever the estimate says; 0 for never.
-    hoisted: inputs that another part will do the work on (``hoist_image_side``), so that projecting what depends on
-    them alone costs nothing here.
     """
 
     def absorb_token_projections(program: Program) -> int:
@@ -47,7 +45,7 @@ def absorbing(element: float = ELEMENT, max_tokens: int | None = None, hoisted: 
         sites = 0
         with AtenGraph(program) as graph:
             for site in cross_attentions(graph):
-                if _pays(site, element, max_tokens, free=_depends_only(graph, site.many.source, hoisted)):
+                if _pays(site, element, max_tokens):
                     _rewrite(graph, site)
                     sites += 1
         return sites
@@ -58,19 +56,7 @@ def absorbing(element: float = ELEMENT, max_tokens: int | None = None, hoisted: 
 absorb_token_projections = absorbing()
 
 
-def _depends_only(graph: AtenGraph, node: Node, inputs: frozenset[str]) -> bool:
-    """Whether ``node`` is computed from ``inputs`` and constants."""
-    seen, waiting = set(), [node]
-    while waiting:
-        node = waiting.pop()
-        if node.op == "placeholder" and node.name not in inputs and graph.constant(node) is None:
-            return False
-        waiting += [n for n in node.all_input_nodes if n not in seen]
-        seen.update(node.all_input_nodes)
-    return True
-
-
-def _pays(site: Attention, element: float, max_tokens: int | None, *, free: bool) -> bool:
+def _pays(site: Attention, element: float, max_tokens: int | None) -> bool:
     tokens = shape(site.few.source)[1]
     batches = _batches(shape(site.few.source)[0], shape(site.many.source)[0])
     if not isinstance(tokens, int) or batches is None:
@@ -82,7 +68,7 @@ def _pays(site: Attention, element: float, max_tokens: int | None, *, free: bool
     inner, channels = site.many.weight.shape
     pixels = shape(site.many.source)[1]
     absorbed = prompts * (site.heads * tokens * channels * pixels + tokens * inner * channels)
-    projected = prompts * inner * tokens * pixels + (0 if free else images * inner * pixels * (channels + element))
+    projected = prompts * inner * tokens * pixels + images * inner * pixels * (channels + element)
     if absorbed >= projected:
         log.debug("absorb_token_projections: %s costs %d, absorbed %d", site.out.name, projected, absorbed)
     return bool(absorbed < projected)
