@@ -281,8 +281,10 @@ def reference_module(model: Sam, part: Part) -> nn.Module:
     return MODULES[part](model).eval()
 
 
-def export_reference(model: Sam, part: Part, path: Path) -> Path:
-    """Write ``model``'s part as the reference would and check that it is what the reference writes."""
+def export_reference(model: Sam, part: Part, path: Path, *, check: bool = True) -> Path:
+    """Write ``model``'s part as the reference would and ``check`` that it is what the reference writes: its published
+    counts are those of the real size, so small models go unchecked.
+    """
     inputs = example_inputs(model, part)
     points = {1: "num_points"}
     with warnings.catch_warnings(), torch.no_grad():
@@ -297,7 +299,8 @@ def export_reference(model: Sam, part: Part, path: Path) -> Path:
             output_names=OUTPUTS[part],
             dynamic_axes={} if part == "encoder" else {"point_coords": points, "point_labels": points},
         )
-    check_counts(path, part)
+    if check:
+        check_counts(path, part)
     return path
 
 

@@ -28,6 +28,7 @@ def print_build(console: Console, bundle: Bundle) -> None:
     timings = bundle.read_json("timings.json")
     _print_steps(console, timings["steps"])
     _print_operators(console, bundle)
+    _print_compiled(console, bundle)
     print_parity(console, bundle.read_json("parity.json"))
     stages = ", ".join(f"{s['stage']} {s['seconds']:.1f} s" for s in timings["stages"])
     _line(console, f"{timings['seconds']:.1f} s ({stages}), peak memory {timings['peak_rss_mb']:.0f} MB")
@@ -65,6 +66,20 @@ def _print_operators(console: Console, bundle: Bundle) -> None:
         worst = found["worst"]
         count = sum(row["count"] for row in found["rows"])
         _line(console, f"{part}: {count} operators for {bundle.target}, worst status: {worst}")
+
+
+def _print_compiled(console: Console, bundle: Bundle) -> None:
+    """A vendor compiler's verdict, where the target has one."""
+    for part, found in (bundle.read_json("compiler.json") or {"parts": {}})["parts"].items():
+        traffic = found["traffic"] or {}
+        moved = [f"{traffic[key] / 2**20:.1f} MiB {verb}" for key, verb in _MOVED.items() if key in traffic]
+        note = f"; DRAM per run, estimated by the compiler: {', '.join(moved)}" if moved else ""
+        counts = f"{found['npu_nodes']} nodes on the NPU, {found['cpu_nodes']} on the CPU"
+        places = f"{counts}, partitions on the NPU: {found['partitions']}"
+        _line(console, f"{part}: {places}{note}", "yellow" if found["cpu_nodes"] else "")
+
+
+_MOVED = {"dram_read": "read", "dram_write": "written"}
 
 
 def print_parity(console: Console, parity: Mapping[str, Any]) -> None:

@@ -11,7 +11,8 @@ from edgesam_deploy.errors import MissingToolkit
 
 EXTRAS = {
     "torch": "torch", "onnxscript": "torch", "safetensors": "torch", "huggingface_hub": "torch",
-    "coremltools": "coreml", "litert_torch": "tflite", "ai_edge_litert": "tflite", "onnxruntime_qnn": "qnn",
+    "coremltools": "coreml", "litert_torch": "tflite", "ai_edge_litert": "tflite",
+    "ai_edge_quantizer": "tflite", "flatbuffers": "tflite", "onnxruntime_qnn": "qnn",
     "tensorrt": "tensorrt", "onnx_graphsurgeon": "tensorrt", "webdataset": "train", "pycocotools": "train",
     "gradio": "demo",
 }  # fmt: skip

@@ -124,6 +124,9 @@ def check(
     checkpoint: Annotated[str | None, typer.Option(help="The checkpoint it was built from.")] = None,
     images: Annotated[Path | None, typer.Option(help="Your own pictures instead of the shipped ones.")] = None,
     provider: Annotated[str, typer.Option(help="cpu, or cuda where onnxruntime has it.")] = "cpu",
+    full: Annotated[
+        bool, typer.Option("--full", help="Every picture and prompt also where a run takes minutes (qnn).")
+    ] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Fail also where parity could not be verified.")] = False,
     json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
 ) -> None:
@@ -133,7 +136,9 @@ def check(
 
     pictures = None if images is None else _pictures(images)
     with progress_bar(8 if pictures is None else len(pictures) + 3) as progress:
-        parity = check_bundle(bundle, checkpoint=checkpoint, pictures=pictures, provider=provider, progress=progress)
+        parity = check_bundle(
+            bundle, checkpoint=checkpoint, pictures=pictures, provider=provider, full=full, progress=progress
+        )
     if json:
         print_json(parity.to_json())
     else:

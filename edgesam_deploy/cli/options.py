@@ -40,8 +40,16 @@ def target_options() -> dict[str, tuple[Field[Any], Any, list[str]]]:
         cls = target_class(target)
         hints = get_type_hints(cls)
         for field in cls.option_fields():
-            found.setdefault(field.name, (field, hints[field.name], []))[2].append(target)
+            first, kind, targets = found.get(field.name, (field, hints[field.name], []))
+            found[field.name] = first, _either(kind, hints[field.name]), [*targets, target]
     return found
+
+
+def _either(one: Any, other: Any) -> Any:
+    """The type that takes what either target takes; what its own target refuses, the target says."""
+    if get_origin(one) is Literal and get_origin(other) is Literal:
+        return Literal[tuple(dict.fromkeys((*get_args(one), *get_args(other))))]
+    return one
 
 
 def with_target_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -74,6 +74,21 @@ def few_pictures() -> Pictures:
     """One photograph and one seeded scene: the least that shows a result which ignores its input."""
     name, picture = next(iter(shipped_pictures().items()))
     return {name: picture, f"seed {SEEDS[0]}": seeded_scene(SEEDS[0])}
+
+
+def least_pictures(known: Container[str]) -> Pictures:
+    """One photograph, none of those that the artifact was calibrated with."""
+    pictures = shipped_pictures()
+    name = next((name for name in pictures if name not in known), next(iter(pictures)))
+    return {name: pictures[name]}
+
+
+def least_cases(interface: Interface) -> tuple[list[Case], list[str]]:
+    """Two prompts that an artifact with this interface can take, a point and a box if it can, and what is left out."""
+    cases, skipped = usable_cases(interface)
+    kept = sorted(cases, key=lambda case: case.name not in ("point", "box"))[:2]
+    rest = ", ".join(case.name for case in cases if case not in kept)
+    return kept, [*skipped, f"{rest}: a prompt takes minutes, --full runs them"] if rest else skipped
 
 
 def seeded_scene(seed: int) -> NDArray[np.uint8]:

@@ -20,10 +20,23 @@ class Bounds:
     mask_iou: float
     best_mask_flips: int
     class_flips: float = 1e-4  # share of pixels, semantic models
+    answers: float | None = None  # of the decoder's outputs, where the errors of both parts add up
 
 
 # by precision, or by "target precision" where a runtime earns a row of its own
-BOUNDS = {"fp32": Bounds(relative_l2=1e-4, mask_iou=0.9999, best_mask_flips=0)}
+# qnn: 40 dB for the encoder (w8a16: 24 dB); a decoder of 42 dB (30 dB) behind it adds its own error to that
+BOUNDS = {
+    "qnn fp16": Bounds(relative_l2=1e-2, mask_iou=0.99, best_mask_flips=0, class_flips=1e-2, answers=1.3e-2),
+    "qnn w8a16": Bounds(relative_l2=6e-2, mask_iou=0.97, best_mask_flips=1, class_flips=2e-2, answers=7e-2),
+    "qnn w8a8": Bounds(relative_l2=1e-1, mask_iou=0.95, best_mask_flips=1, class_flips=5e-2),
+    "fp32": Bounds(relative_l2=1e-4, mask_iou=0.9999, best_mask_flips=0),
+    "tflite fp16": Bounds(relative_l2=2.5e-3, mask_iou=0.995, best_mask_flips=0, class_flips=2.5e-3),
+    # dynamic-int8: half again over what edge_sam measures with seeded weights (docs/targets/tflite.md); the calibrated
+    # ones are not measured at that size. Flips of the best mask are reported, not judged
+    "tflite dynamic-int8": Bounds(relative_l2=0.5, mask_iou=0.75, best_mask_flips=1000, class_flips=0.1, answers=0.25),
+    "tflite int8": Bounds(relative_l2=1.0, mask_iou=0.5, best_mask_flips=1000, class_flips=0.3, answers=0.6),
+    "tflite w8a16": Bounds(relative_l2=0.5, mask_iou=0.75, best_mask_flips=1000, class_flips=0.1, answers=0.25),
+}
 
 
 @dataclass
@@ -55,8 +68,8 @@ def judge(rows: Sequence[Difference], findings: Sequence[str], bounds: Bounds) -
         where = f"{row.output} of {row.picture}, {row.case}"
         if row.output == "scores":
             reasons += [f"{where}: {found}" for found in _score_faults(row, bounds)]
-        elif row.output != "class_map" and not row.relative_l2 <= bounds.relative_l2:
-            reasons.append(f"{where}: relative L2 {row.relative_l2:.2e}, at most {bounds.relative_l2:.0e} allowed")
+        elif row.output != "class_map" and not row.relative_l2 <= _l2_bound(row, bounds):
+            reasons.append(f"{where}: relative L2 {row.relative_l2:.2e}, at most {_l2_bound(row, bounds):.1e} allowed")
         if row.decided_mask_iou is not None and not row.decided_mask_iou >= bounds.mask_iou:
             reasons.append(f"{where}: mask IoU {row.decided_mask_iou:.5f}, at least {bounds.mask_iou} wanted")
         if row.class_flips is not None and not row.class_flips <= bounds.class_flips:
@@ -69,10 +82,15 @@ def judge(rows: Sequence[Difference], findings: Sequence[str], bounds: Bounds) -
     return ("fail" if reasons else "pass"), reasons
 
 
+def _l2_bound(row: Difference, bounds: Bounds) -> float:
+    own = None if row.case == "encoder" else bounds.answers
+    return bounds.relative_l2 if own is None else own
+
+
 def _score_faults(row: Difference, bounds: Bounds) -> list[str]:
     """Predicted IoU is a number near 1; a stability score is a ratio of counts, which moves by whole pixels."""
     if row.score_pixels is None:
-        good = row.max_abs <= bounds.relative_l2
-        return [] if good else [f"off by {row.max_abs:.2e}, at most {bounds.relative_l2:.0e} allowed"]
+        most = _l2_bound(row, bounds)
+        return [] if row.max_abs <= most else [f"off by {row.max_abs:.2e}, at most {most:.0e} allowed"]
     good = row.score_pixels <= STABILITY_PIXELS
     return [] if good else [f"off by {row.score_pixels:.0f} pixels of the counted area"]

@@ -1,0 +1,121 @@
+"""8-bit weights and 8- or 16-bit activations, as QNN takes them: Quantize and Dequantize around each operator."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from edgesam_deploy.targets.base import Arrays
+from edgesam_deploy.toolkits import require
+
+PROMPT_INPUTS = frozenset({"point_coords", "point_labels"})
+PER_CHANNEL = {"Conv": 0, "ConvTranspose": 1, "MatMul": 1}  # axis of the weight's output channels
+
+
+def quantise(model: Path, rows: Sequence[Arrays], activation_bits: int) -> list[str]:
+    """Replace the float model in a file by its quantised form, ranges from ``rows`` (inputs by name); min and max.
+
+    Weights of convolutions and matrix products per channel, int8; other weights per tensor, uint8: the compiler takes
+    no other for its norms, and a Gemm by channel is one to two decibels worse. Returns the nodes that stay float
+    (``float_nodes``), which run in fp16.
+    """
+    require("onnxruntime_qnn", "quantising for QNN")
+    from onnxruntime.quantization import QuantType, quantize
+    from onnxruntime.quantization.execution_providers.qnn import get_qnn_qdq_config, qnn_preprocess_model
+
+    proto = onnx.load(model)
+    metadata = list(proto.metadata_props)
+    del proto.metadata_props[:]  # qnn_preprocess_model cannot read them
+    floating = float_nodes(proto.graph)
+    source, prepared = model.with_suffix(".float"), model.with_suffix(".prepared")
+    try:
+        onnx.save(proto, source)
+        with _quiet():
+            if not qnn_preprocess_model(source, prepared, fuse_layernorm=False):  # makes one GELU of its pieces
+                prepared = source
+            config = get_qnn_qdq_config(
+                prepared, _Reader(rows), weight_type=QuantType.QUInt8, nodes_to_exclude=floating,
+                activation_type=QuantType.QUInt16 if activation_bits == 16 else QuantType.QUInt8,
+                init_overrides=_per_channel(proto.graph, QuantType.QInt8),
+            )  # fmt: skip
+            quantize(prepared, model, config)
+    finally:
+        for path in (source, prepared):
+            path.unlink(missing_ok=True)
+    made = onnx.load(model)
+    made.metadata_props.extend(metadata)
+    made.producer_name, made.producer_version = proto.producer_name, proto.producer_version
+    onnx.save(made, model)
+    return floating
+
+
+def float_nodes(graph: onnx.GraphProto) -> list[str]:
+    """The nodes that quantisation leaves alone.
+
+    * What depends on the prompt alone: coordinates reach 1,024 and labels are codes, and their encoding goes through
+      sine and cosine of many turns; there are few numbers of them.
+    * Attention masks: they add -1e4 to the scores of empty slots, beside which 8 bit have no room for the scores.
+    """
+    weights = {weight.name for weight in graph.initializer}
+    values = {value.name for value in graph.input} & PROMPT_INPUTS
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    found: list[str] = []
+    for node in graph.node:
+        inputs = {name for name in node.input if name}
+        for name in inputs:
+            readers.setdefault(name, []).append(node)
+        if inputs & values and inputs <= values | weights:
+            values |= set(node.output)
+            found.append(node.name)
+    own = set(found)
+    for node in graph.node:
+        softmaxes = [n.name for n in readers.get(node.output[0], ()) if n.op_type == "Softmax"]
+        if node.op_type == "Add" and node.name not in own and softmaxes and values & set(node.input):
+            found += [node.name, *softmaxes]
+    return found
+
+
+def _per_channel(graph: onnx.GraphProto, kind: Any) -> dict[str, list[dict[str, Any]]]:
+    weights = {weight.name for weight in graph.initializer if len(weight.dims) > 1}
+    return {
+        node.input[1]: [{"quant_type": kind, "axis": PER_CHANNEL[node.op_type], "symmetric": True}]
+        for node in graph.node
+        if node.op_type in PER_CHANNEL and node.input[1] in weights
+    }
+
+
+class _Reader:
+    """Rows as ONNX Runtime's calibration reads them: one at a time, then None."""
+
+    def __init__(self, rows: Sequence[Arrays]) -> None:
+        self._rows = list(rows)
+        self._next = iter(self._rows)
+
+    def get_next(self) -> dict[str, Any] | None:
+        row = next(self._next, None)
+        return None if row is None else dict(row)
+
+    def rewind(self) -> None:
+        self._next = iter(self._rows)
+
+    def set_range(self, start_index: int, end_index: int) -> None:
+        self._next = iter(self._rows[start_index:end_index])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The quantiser logs a warning per tensor to the root logger."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
