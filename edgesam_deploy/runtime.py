@@ -13,7 +13,9 @@ from edgesam_deploy.contract import (
     DYNAMIC,
     IMAGE_ENCODER,
     MASK_DECODER,
+    MASK_HEAD,
     PE_MATRIX,
+    PROMPT_TRANSFORMER,
     SEGMENTER,
     Interface,
     SegmenterInterface,
@@ -27,9 +29,10 @@ from edgesam_deploy.model.prompts import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, EMPTY, 
 from edgesam_deploy.model.semantic import SemanticPredictor
 from edgesam_deploy.model.transforms import PIXEL_MEAN, PIXEL_STD, resize_longest_side
 from edgesam_deploy.targets import make_target
-from edgesam_deploy.targets.base import Runner
+from edgesam_deploy.targets.base import Arrays, Runner
 
-PARTS = (IMAGE_ENCODER, MASK_DECODER, SEGMENTER)
+DECODERS = ((MASK_DECODER,), (PROMPT_TRANSFORMER, MASK_HEAD))  # the parts of one, in the order they run
+PARTS = (IMAGE_ENCODER, *DECODERS[0], *DECODERS[1], SEGMENTER)
 
 
 def open_artifact(path: str | Path, provider: str = "cpu", threads: int = 0) -> BundlePredictor | BundleSegmenter:
@@ -80,7 +83,7 @@ class BundlePredictor(PromptPredictor):
         self.interface = interface
         self.image_size = interface.image_size
         self._encoder = runners[IMAGE_ENCODER]
-        self._decoder = runners.get(MASK_DECODER)
+        self._decoder = _decoder(bundle, runners)
         self._pe_matrix = _pe_matrix(bundle) if interface.io == "edgesam-npu" else None
         self._full: FloatArray | None = None  # foreign layouts: the last call's masks, larger than the low-resolution
 
@@ -176,6 +179,30 @@ class BundlePredictor(PromptPredictor):
             return Answers(outputs["low_res_masks"], scores)
         sam = outputs.get("masks_sam")
         return Answers(outputs["masks"][:count], outputs["scores"][:count], None if sam is None else sam[:count])
+
+
+class _Chain:
+    """Parts that run one after the other, each fed by name with what was given and what the ones before it made."""
+
+    def __init__(self, steps: list[tuple[Runner, list[str]]]) -> None:
+        self.steps = steps
+        self.description = steps[0][0].description
+
+    def __call__(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
+        values = dict(inputs)
+        for run, names in self.steps:
+            values |= run({name: values[name] for name in names})
+        return values
+
+
+def _decoder(bundle: Bundle, runners: dict[str, Runner]) -> Runner | None:
+    """The decoder's one part, or its parts in a row; None for an image encoder alone."""
+    chosen = next((parts for parts in DECODERS if parts[0] in runners), ())
+    if len(chosen) == 1:
+        return runners[chosen[0]]
+    described = bundle.manifest["parts"]
+    steps = [(runners[part], [t["name"] for t in described[part]["inputs"]]) for part in chosen]
+    return _Chain(steps) if steps else None
 
 
 def _pe_matrix(bundle: Bundle) -> FloatArray:

@@ -23,7 +23,8 @@ def copy(bundles, tmp_path):
 
 def test_a_fresh_bundle_verifies(bundles):
     found = verify(bundles().path)
-    assert {"encoder.onnx", "decoder.onnx", "ops.json", "README.md"} == set(found.manifest["files"])
+    integration = {f"integration/{name}" for name in ("README.md", "edgesam_deploy.hpp", "main.cpp")}
+    assert {"encoder.onnx", "decoder.onnx", "ops.json", "README.md", *integration} == set(found.manifest["files"])
     assert found.manifest["weights"] == {
         "source": "seeded", "seed": 0, "checkpoint": None, "sha256": None, "notes": [],
     }  # fmt: skip

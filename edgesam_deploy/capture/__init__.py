@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from edgesam_deploy.capture.parts import ImageEncoderPart, MaskDecoderPart, SegmenterPart
+from edgesam_deploy.capture.parts import (
+    ImageEncoderPart,
+    MaskDecoderPart,
+    MaskHeadPart,
+    PromptTransformerPart,
+    SegmenterPart,
+)
 from edgesam_deploy.contract import (
     DEFAULT_POINTS,
     IMAGE_ENCODER,
+    MASK_DECODER,
+    MASK_HEAD,
+    PROMPT_TRANSFORMER,
     Interface,
     PartSpec,
     SegmenterInterface,
@@ -59,7 +68,13 @@ def _module(part: str, model: Sam | Cwsam, interface: Interface | SegmenterInter
     if isinstance(interface, SegmenterInterface):
         return SegmenterPart(model, interface)
     assert isinstance(model, Sam)
-    return ImageEncoderPart(model, interface) if part == IMAGE_ENCODER else MaskDecoderPart(model, interface)
+    kinds: dict[str, Callable[[Sam, Interface], nn.Module]] = {
+        IMAGE_ENCODER: ImageEncoderPart,
+        MASK_DECODER: MaskDecoderPart,
+        PROMPT_TRANSFORMER: PromptTransformerPart,
+        MASK_HEAD: MaskHeadPart,
+    }
+    return kinds[part.rstrip("_0123456789")](model, interface)  # mask_decoder_<N> where there is one per N
 
 
 def part_macs(config: SamConfig | CwsamConfig, interface: Interface | SegmenterInterface) -> dict[str, int]:

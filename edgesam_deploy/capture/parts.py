@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from edgesam_deploy.contract import Interface, SegmenterInterface
 from edgesam_deploy.model.mask_decoder_hq import HqMaskDecoder
-from edgesam_deploy.model.prompt_encoder import empty_slot_bias
+from edgesam_deploy.model.prompt_encoder import PromptEncoder, empty_slot_bias
 from edgesam_deploy.model.prompts import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, EMPTY
 from edgesam_deploy.model.sam import Sam
 from edgesam_deploy.model.transforms import PIXEL_MEAN, PIXEL_STD
@@ -81,12 +81,7 @@ class MaskDecoderPart(nn.Module):
         interm_embeddings_2: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         """Each layout gives its own subset. The names stand here one by one: torch.export knows no ``**inputs``."""
-        interface, encoder = self.interface, self.prompt_encoder
-        # (1, C, 1, 1): broadcast, not expanded, so that the image side of the first layer runs once for all prompts
-        dense = encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
-        if mask_input is not None and has_mask_input is not None:
-            has = has_mask_input[:, None, None, None]
-            dense = has * encoder.embed_masks(mask_input) + (1 - has) * dense
+        interface = self.interface
         coords, labels = point_coords, point_labels
         if boxes is not None and point_valid is not None and boxes_valid is not None:
             coords, labels = _with_box(coords, labels, boxes, point_valid, boxes_valid)
@@ -95,9 +90,13 @@ class MaskDecoderPart(nn.Module):
         elif interm_embeddings_0 is not None:
             early = interm_embeddings_0, interm_embeddings_1, interm_embeddings_2
             hq_features = self._hq_features(image_embeddings, *early)
-        bias = empty_slot_bias(labels) if interface.empty_slots else None
-        prompt = encoder.get_dense_pe(), encoder.embed_slots(coords, labels), dense, bias
+        prompt = _prompt(self.prompt_encoder, interface, coords, labels, mask_input, has_mask_input)
         masks, scores, *sam = self._decode(image_embeddings, prompt, hq_features)
+        return self._laid_out(masks, scores, *sam)
+
+    def _laid_out(self, masks: Tensor, scores: Tensor, *sam: Tensor) -> tuple[Tensor, ...]:
+        """The outputs in the interface's order."""
+        interface = self.interface
         if interface.scores == "stability":
             scores = stability_score(masks)
         if interface.io in ("edgesam", "edgesam-npu"):
@@ -112,11 +111,16 @@ class MaskDecoderPart(nn.Module):
         return self.mask_decoder.hq_features(image_embeddings, [f for f in intermediate if f is not None])
 
     def _decode(self, embeddings: Tensor, prompt: tuple[Any, ...], hq_features: Tensor | None) -> tuple[Tensor, ...]:
-        decoder, interface = self.mask_decoder, self.interface
+        decoder = self.mask_decoder
         if not isinstance(decoder, HqMaskDecoder):
             return decoder.predict_masks(embeddings, *prompt)
         image_pe, sparse, dense, bias = prompt
-        masks, iou = decoder.predict_masks(embeddings, image_pe, sparse, dense, bias, hq_features)
+        return self._answer(decoder.predict_masks(embeddings, image_pe, sparse, dense, bias, hq_features))
+
+    def _answer(self, predicted: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+        """The one mask of an HQ decoder."""
+        (masks, iou), decoder, interface = predicted, self.mask_decoder, self.interface
+        assert isinstance(decoder, HqMaskDecoder)
         answer = decoder.answer(masks, iou, multimask=interface.multimask, hq_token_only=interface.hq_token_only)
         return answer.masks, answer.iou, answer.masks_sam
 
@@ -132,6 +136,57 @@ def _with_box(
     corners = torch.tensor([[BOX_TOP_LEFT, BOX_BOTTOM_RIGHT]], dtype=labels.dtype, device=labels.device)
     labels = torch.cat([point * labels + (1 - point) * EMPTY, box * corners + (1 - box) * EMPTY], dim=1)
     return torch.cat([coords, boxes.reshape(1, 2, 2)], dim=1), labels
+
+
+def _prompt(
+    encoder: PromptEncoder,
+    interface: Interface,
+    coords: Tensor,
+    labels: Tensor,
+    mask_input: Tensor | None,
+    has_mask_input: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """image_pe, sparse and dense embeddings, and the bias of the slots, as ``MaskDecoder.attended`` takes them."""
+    # (1, C, 1, 1): broadcast, not expanded, so that the image side of the first layer runs once for all prompts
+    dense: Tensor = encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
+    if mask_input is not None and has_mask_input is not None:
+        has = has_mask_input[:, None, None, None]
+        dense = has * encoder.embed_masks(mask_input) + (1 - has) * dense
+    bias = empty_slot_bias(labels) if interface.empty_slots else None
+    return encoder.get_dense_pe(), encoder.embed_slots(coords, labels), dense, bias
+
+
+class PromptTransformerPart(nn.Module):
+    """The first part of a split decoder: prompt encoder and transformer, slots to ``hs`` and ``src``."""
+
+    def __init__(self, model: Sam, interface: Interface) -> None:
+        super().__init__()
+        self.prompt_encoder = model.prompt_encoder
+        self.mask_decoder = model.mask_decoder
+        self.interface = interface
+
+    def forward(
+        self,
+        image_embeddings: Tensor,
+        point_coords: Tensor,
+        point_labels: Tensor,
+        mask_input: Tensor | None = None,
+        has_mask_input: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        prompt = _prompt(self.prompt_encoder, self.interface, point_coords, point_labels, mask_input, has_mask_input)
+        return self.mask_decoder.attended(image_embeddings, *prompt)
+
+
+class MaskHeadPart(MaskDecoderPart):
+    """The second part of a split decoder: ``hs`` and ``src`` to the interface's decoder outputs."""
+
+    def forward(  # type: ignore[override]
+        self, hs: Tensor, src: Tensor, hq_features: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        decoder = self.mask_decoder
+        if isinstance(decoder, HqMaskDecoder):
+            return self._laid_out(*self._answer(decoder.head(hs, src, hq_features)))
+        return self._laid_out(*decoder.head(hs, src))
 
 
 class SegmenterPart(nn.Module):

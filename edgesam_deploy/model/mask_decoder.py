@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import isqrt
+
 import torch
 from torch import Tensor, nn
 
@@ -63,10 +65,10 @@ class MaskDecoder(nn.Module):
         anything that broadcasts to it; slot_bias (B, N) is added to the attention scores where the N prompt tokens are
         keys (``empty_slot_bias``).
         """
-        tokens, upscaled = self.attended(
+        tokens, image = self.attended(
             image_embeddings, image_pe, sparse_prompt_embeddings, dense_prompt_embeddings, slot_bias
         )
-        return self.masks_of(tokens, upscaled), self.iou_prediction_head(tokens[:, 0])
+        return self.head(tokens, image)
 
     def own_tokens(self) -> Tensor:
         """The decoder's learned tokens (T, C), which stand before the prompt's: IoU, then one per mask."""
@@ -75,7 +77,7 @@ class MaskDecoder(nn.Module):
     def attended(
         self, image_embeddings: Tensor, image_pe: Tensor, sparse: Tensor, dense: Tensor, slot_bias: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """All tokens (B, T + N, C) after the transformer, and the image side upscaled (B, C/8, S/4, S/4)."""
+        """All tokens (B, T + N, C) and the image side (B, h w, C), row by row, after the transformer."""
         batch = sparse.shape[0]
         own = self.own_tokens()
         tokens = torch.cat([own.expand(batch, -1, -1), sparse], dim=1)
@@ -84,11 +86,20 @@ class MaskDecoder(nn.Module):
             always = slot_bias.new_zeros(batch, own.shape[0])
             key_bias = torch.cat([always, slot_bias], dim=1)[:, None, None, :]
         source = image_embeddings + dense
-        height, width = source.shape[-2:]
-        tokens, image = self.transformer(
+        attended: tuple[Tensor, Tensor] = self.transformer(
             tokens, source.flatten(2).transpose(1, 2), image_pe.flatten(2).transpose(1, 2), key_bias
         )
-        return tokens, self.output_upscaling(image.transpose(1, 2).unflatten(2, (height, width)))
+        return attended
+
+    def head(self, tokens: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Masks and predicted IoU, as ``predict_masks``, of what ``attended`` gave."""
+        return self.masks_of(tokens, self.upscaled(image)), self.iou_prediction_head(tokens[:, 0])
+
+    def upscaled(self, image: Tensor) -> Tensor:
+        """The image side (B, h w, C) of the transformer, of a square map, as (B, C/8, S/4, S/4)."""
+        side = isqrt(image.shape[1])
+        square = image.transpose(1, 2).unflatten(2, (side, side))  # type: ignore[no-untyped-call]
+        return self.output_upscaling(square)  # type: ignore[no-any-return]
 
     def masks_of(self, tokens: Tensor, upscaled: Tensor) -> Tensor:
         """Logits (B, M, h, w): each mask token's hypernetwork makes a filter over the channels of ``upscaled``."""

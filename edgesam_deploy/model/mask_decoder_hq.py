@@ -75,10 +75,14 @@ class HqMaskDecoder(MaskDecoder):
         hq_features: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """As the plain decoder's, with the HQ mask as the fifth: (B, 5, S/4, S/4) and predicted IoU (B, 4)."""
-        assert hq_features is not None, "an HQ decoder needs hq_features"
-        tokens, upscaled = self.attended(
+        tokens, image = self.attended(
             image_embeddings, image_pe, sparse_prompt_embeddings, dense_prompt_embeddings, slot_bias
         )
+        return self.head(tokens, image, hq_features)
+
+    def head(self, tokens: Tensor, image: Tensor, hq_features: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        assert hq_features is not None, "an HQ decoder needs hq_features"
+        upscaled = self.upscaled(image)
         sharp = self.embedding_maskfeature(upscaled) + hq_features
         hyper = self.hf_mlp(tokens[:, 1 + self.num_mask_tokens])[:, None]
         fine = (hyper @ sharp.flatten(2)).unflatten(2, sharp.shape[-2:])

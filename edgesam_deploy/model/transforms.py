@@ -306,11 +306,11 @@ def stability_score(
 
 
 def soft_stability_score(logits: NDArray[np.floating[Any]], offset: float = 1.0) -> NDArray[np.float32]:
-    """``stability_score`` with each pixel counted by a steep sigmoid, 50 per logit, as NPU exports of SAM do."""
+    """``stability_score`` with each pixel counted by a steep sigmoid, 100 per logit, as the NPU target counts."""
 
     def count(cut: float) -> NDArray[np.float64]:
         # the exponent's limit keeps exp finite; a pixel there counts as 0 to all digits
-        steep = np.clip(-50 * (logits.astype(np.float64) - cut), None, 700)
+        steep = np.clip(-100 * (logits.astype(np.float64) - cut), None, 700)
         total: NDArray[np.float64] = (1 / (1 + np.exp(steep))).sum((-1, -2))
         return total
 

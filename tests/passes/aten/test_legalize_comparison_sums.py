@@ -112,6 +112,14 @@ def test_refuses_labels() -> None:
     rewritten(program, legalize_comparison_sums, 0)
 
 
+def test_refuses_what_only_an_assertion_of_the_tracer_reads() -> None:
+    def function(_: Calls, x: Tensor) -> Tensor:
+        torch.ops.aten._assert_tensor_metadata.default(x > 0, dtype=torch.bool)
+        return x + 1
+
+    assert counts(rewritten(logits(function), legalize_comparison_sums, 0))["gt"] == 1
+
+
 def test_sites_of_the_decoder(tiny_model: Sam) -> None:
     _, decoder = capture(tiny_model, Interface(image_size=256, embed_dim=64, scores="stability"))
     rewritten(decoder, legalize_comparison_sums, 2)
