@@ -19,7 +19,7 @@ import platform
 import random
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -171,7 +171,7 @@ def compare(
     """
     if rounds < 1 or calls < 1:
         raise ValueError(f"rounds {rounds} and calls {calls} must be at least 1")
-    files = [baseline, Candidate(AGAIN, baseline.path, baseline.disabled_optimizers), *candidates]
+    files = [baseline, replace(baseline, name=AGAIN), *candidates]
     names = [file.name for file in files]
     if len(set(names)) != len(names):
         raise ValueError(f"candidates need names of their own: {names}")

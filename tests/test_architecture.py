@@ -25,11 +25,11 @@ ALLOWED = {
     "optimizer": {"contract", "passes", "targets"},
     "memory": {"model"},
     "capture": {"contract", "cost", "model", "passes"},
-    "targets": {"contract", "passes", "model"},  # model for its configuration's type only
+    "targets": {"contract", "passes", "model", "precision"},  # model for its configuration's type only
     "bundle": set(),
     "runtime": {"bundle", "contract", "cost", "model", "targets"},
-    "ops": {"targets", "bundle"},
-    "parity": {"bundle", "contract", "model", "runtime"},
+    "ops": {"targets", "bundle", "capture", "model", "passes"},  # the last three for a model that is not built
+    "parity": {"bundle", "contract", "model", "runtime", "targets"},
     "overlay": {"model"},
     "model_card": set(),
     "report": {"bundle", "targets"},
@@ -50,7 +50,7 @@ ALLOWED = {
         "targets",
     },
     "photographs": set(),
-    "precision": set(),
+    "precision": {"contract", "model"},
     "distill": {"model", "runtime", "precision"},
     "devices": set(),
 }

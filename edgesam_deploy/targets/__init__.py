@@ -12,6 +12,9 @@ from edgesam_deploy.targets.base import Target
 TARGETS: dict[str, str] = {
     "onnx": "edgesam_deploy.targets.onnx:OnnxTarget",
     "npu": "edgesam_deploy.targets.npu:NpuTarget",
+    "qnn": "edgesam_deploy.targets.qnn.target:QnnTarget",
+    "tflite": "edgesam_deploy.targets.tflite:TfliteTarget",
+    "coreml": "edgesam_deploy.targets.coreml.target:CoremlTarget",
 }
 
 

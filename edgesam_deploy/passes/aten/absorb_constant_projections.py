@@ -35,9 +35,10 @@ def absorb_constant_projections(program: Program) -> int:
 
 
 def _absorb(graph: AtenGraph, total: Node) -> bool:
-    x, constant = _terms(graph, total)
-    if x is None or constant is None:
+    terms = _terms(graph, total)
+    if terms is None:
         return False
+    x, constant = terms
     products = [_product(graph, reader) for reader in total.users]
     widths = [graph.constant(product.args[_weight(product)]).shape[0] for product in products if product is not None]  # type: ignore[union-attr]
     if None in products or not 0 < sum(widths) <= constant.shape[-1]:
@@ -49,7 +50,7 @@ def _absorb(graph: AtenGraph, total: Node) -> bool:
     return True
 
 
-def _terms(graph: AtenGraph, total: Node) -> tuple[Node | None, Tensor | None]:
+def _terms(graph: AtenGraph, total: Node) -> tuple[Node, Tensor] | None:
     """The computed and the constant term of a sum of the computed one's shape, whose last axis the constant has."""
     for x, other in (total.args[:2], total.args[1::-1]):
         constant = graph.constant(other)
@@ -58,7 +59,7 @@ def _terms(graph: AtenGraph, total: Node) -> tuple[Node | None, Tensor | None]:
         wide = constant.ndim > 0 and constant.is_floating_point() and constant.shape[-1] == shape(x)[-1]
         if wide and graph.constant(x) is None and same_shape(x, total):
             return x, constant
-    return None, None
+    return None
 
 
 def _weight(product: Node) -> int:

@@ -154,8 +154,9 @@ def _projection(graph: AtenGraph, heads: Node | None) -> Projection | None:
     if heads is None or layer is None or layer.target != aten.linear.default or not only_reader(layer):
         return None
     weights, source = _weights(graph, layer), layer.args[0]
-    if weights is None or not isinstance(source, Node) or len(shape(source)) != 3:
+    if weights is None or len(shape(source)) != 3:
         return None
+    assert isinstance(source, Node)
     return Projection(source, *weights, heads, graph.target(layer.args[1]).removesuffix(".weight"))
 
 

@@ -69,7 +69,7 @@ def is_whole(graph: AtenGraph, roles: dict[str, Any], value: Any) -> bool:
         return bool((known == known.round()).all())
     if value.op == "placeholder":
         return roles.get(value.name) in INTEGRAL_ROLES or not value.meta["val"].dtype.is_floating_point
-    whole_type = "val" in value.meta and not getattr(value.meta["val"], "dtype", torch.int64).is_floating_point
+    whole_type = not getattr(value.meta["val"], "dtype", torch.int64).is_floating_point  # sizes have no dtype
     made = value.target in INTEGRAL and all(is_whole(graph, roles, a) for a in (*value.args, *value.kwargs.values()))
     return whole_type or made
 

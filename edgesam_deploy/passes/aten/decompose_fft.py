@@ -95,10 +95,11 @@ def _complex_source(node: Node) -> Node | None:
     """The complex value whose real part ``node`` is, if nothing else reads it."""
     source = node.args[0]
     if node.target == aten.select.int:
-        pair = isinstance(source, Node) and source.target == aten.view_as_real.default and only_reader(source)
+        assert isinstance(source, Node)
+        pair = source.target == aten.view_as_real.default and only_reader(source)
         if not pair or argument(node, 1, "dim") not in (-1, len(shape(source)) - 1) or argument(node, 2, "index") != 0:
             return None
-        source = source.args[0]  # type: ignore[union-attr]
+        source = source.args[0]
     wanted = isinstance(source, Node) and source.meta["val"].is_complex() and only_reader(source)
     return source if wanted else None  # type: ignore[return-value]
 

@@ -48,5 +48,4 @@ def _is_identity(node: Node, source: Node) -> bool:
     if node.target == aten.permute.default:
         dims = argument(node, 1, "dims")
         return list(dims) == list(range(len(dims)))
-    same_type = node.meta["val"].dtype == source.meta["val"].dtype
-    return same_type and (node.target in ALWAYS or same_shape(node, source))
+    return node.meta["val"].dtype == source.meta["val"].dtype and same_shape(node, source)

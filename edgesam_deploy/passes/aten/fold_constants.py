@@ -11,7 +11,7 @@ from edgesam_deploy.passes.aten.graph import AtenGraph, shape
 from edgesam_deploy.passes.engine import exact
 from edgesam_deploy.passes.program import Program
 
-LIMIT = 64 * 2**20  # elements: a folded constant lives in the artifact, so an expanded one must not blow it up
+LIMIT = 1 << 26  # elements: a folded constant lives in the artifact, so an expanded one must not blow it up
 
 
 @exact

@@ -94,7 +94,7 @@ def _fold_gamma(graph: AtenGraph, bend: Node) -> str | None:
 
 def _operands(graph: AtenGraph, node: Node, operator: Any) -> tuple[Node, Tensor | None]:
     """The computed operand of a product or sum and the constant one."""
-    if node.target == operator and argument(node, 2, "alpha", 1) == 1:
+    if node.target == operator and node.kwargs.get("alpha", 1) == 1:
         for source, constant in (node.args[:2], node.args[1::-1]):
             value = torch.tensor(constant) if isinstance(constant, (int, float)) else viewed(graph, constant)
             if value is not None and isinstance(source, Node):

@@ -107,7 +107,7 @@ def _one_axis(node: Node) -> tuple[Node, int] | None:
 
 def _centred(node: Any) -> tuple[Node, int] | None:
     """(x, axis) where ``node`` is x - mean(x)."""
-    if not isinstance(node, Node) or node.target != aten.sub.Tensor or argument(node, 2, "alpha", 1) != 1:
+    if not isinstance(node, Node) or node.target != aten.sub.Tensor or node.kwargs.get("alpha", 1) != 1:
         return None
     found = _mean(node.args[1])
     return found if found is not None and found[0] is node.args[0] else None
@@ -139,12 +139,12 @@ def _variance(node: Any) -> tuple[Node, int] | None:
 def _followed(graph: AtenGraph, node: Node, operators: set[Any], column: list[int]) -> tuple[Node, Tensor | None]:
     """The only reader of ``node`` and its constant of one value per channel; ``node`` itself where there is none."""
     reader = next(iter(node.users), None)
-    plain = reader is not None and reader.target in operators and argument(reader, 2, "alpha", 1) == 1
+    plain = reader is not None and reader.target in operators and reader.kwargs.get("alpha", 1) == 1
     if reader is None or not plain or not only_reader(node):
         return node, None
-    for a, b in _ordered(reader):
-        value = viewed(graph, b)
-        if a is node and value is not None and same_shape(reader, node) and _is_column(value, column):
+    for _, other in _ordered(reader):
+        value = viewed(graph, other)
+        if value is not None and same_shape(reader, node) and _is_column(value, column):
             return reader, value
     return node, None
 

@@ -40,7 +40,7 @@ class AtenGraph:
     def calls(self, *operators: Any) -> Iterator[Node]:
         """Nodes that call one of ``operators``, in order; safe while the graph is edited."""
         for node in list(self.graph.nodes):
-            if node.op == "call_function" and node.target in operators and not node._erased:
+            if node.target in operators and not node._erased:
                 yield node
 
     def constant(self, node: Any) -> Tensor | None:

@@ -36,23 +36,33 @@ def as_products(graph: AtenGraph, node: Node, name: str, operator: Callable[...,
 
     ``operator`` is the resize's ``default`` overload, ``options`` what it takes between the size and the scales.
     """
+    matrices = interpolations(node, operator, *options)
+    if matrices is None:
+        return False
+    left, right = matrices
+    (new_height, height), (new_width, width) = left.shape, right.shape
+    rows = graph.add_constant(f"{name}_{height}_{new_height}", left)
+    columns = graph.add_constant(f"{name}_{width}_{new_width}_t", right.T)
+    with graph.graph.inserting_before(node):
+        wide = graph.call(aten.matmul.default, node.args[0], columns)
+        result = graph.call(aten.matmul.default, rows, wide)
+    graph.replace(node, result)
+    return True
+
+
+def interpolations(node: Node, operator: Callable[..., Any], *options: bool) -> tuple[Tensor, Tensor] | None:
+    """The matrices (H', H) and (W', W) that a resize applies along its axes; None where a size is dynamic."""
     source = node.args[0]
     assert isinstance(source, Node)
-    sizes = [*shape(source)[2:], *shape(node)[2:]]
-    if not all(isinstance(s, int) for s in sizes):
-        return False
-    (height, width), (new_height, new_width) = sizes[:2], sizes[2:]
+    *_, height, width = shape(source)
+    *_, new_height, new_width = shape(node)
+    if not all(isinstance(s, int) for s in (height, width, new_height, new_width)):
+        return None
     down, across = _scales(node, 2 + len(options))
     dtype = node.meta["val"].dtype
     left = _matrix(operator, height, new_height, *options, down)
     right = _matrix(operator, width, new_width, *options, across)
-    rows = graph.add_constant(f"{name}_{height}_{new_height}", left.to(dtype))
-    columns = graph.add_constant(f"{name}_{width}_{new_width}_t", right.T.to(dtype))
-    with graph.graph.inserting_before(node):
-        wide = graph.call(aten.matmul.default, source, columns)
-        result = graph.call(aten.matmul.default, rows, wide)
-    graph.replace(node, result)
-    return True
+    return left.to(dtype), right.to(dtype)
 
 
 def _scales(node: Node, index: int) -> tuple[float | None, float | None]:

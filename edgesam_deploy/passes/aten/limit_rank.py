@@ -72,8 +72,10 @@ def _shorten(graph: AtenGraph, seed: Node) -> bool:
     if layouts is None:
         log.debug("limit_rank: %s is no chain of static reshapes with ends of at most 4 axes", seed.name)
         return False
+    sizes = _sizes(chain[-1])
+    assert sizes is not None
     with graph.graph.inserting_before(chain[-1]):
-        result = _emit(graph, chain[0].args[0], [layout.movement() for layout in layouts], _sizes(chain[-1]) or ())
+        result = _emit(graph, chain[0].args[0], [layout.movement() for layout in layouts], sizes)
     graph.replace(chain[-1], result)
     for node in reversed(chain[:-1]):
         graph.graph.erase_node(node)
@@ -161,16 +163,17 @@ class _Layout:
 
 def _layouts(chain: list[Node]) -> list[_Layout] | None:
     """The chain as layouts one after another; a new one begins where a reshape cuts across transposed axes."""
-    sizes = [_sizes(chain[0].args[0]), *(_sizes(node) for node in chain)]
-    if None in sizes or len(shape(chain[0].args[0])) > RANK:
+    values = [chain[0].args[0], *chain]
+    sizes = [size for value in values if (size := _sizes(value)) is not None]
+    if len(sizes) < len(values) or len(shape(values[0])) > RANK:
         return None
-    layouts = [_Layout(sizes[0] or ())]
+    layouts = [_Layout(sizes[0])]
     for node, size in zip(chain, sizes[1:], strict=True):
         if node.target in PERMUTES:
             dims = layouts[-1].dims
             layouts[-1].dims = [dims[index] for index in _permutation(node)]
-        elif not layouts[-1].regroup(size or ()):
-            layouts.append(_Layout(size or ()))
+        elif not layouts[-1].regroup(size):
+            layouts.append(_Layout(size))
     small = all(len(layout.movement()[1]) <= BLOCKS for layout in layouts)
     return layouts if small else None
 
@@ -266,7 +269,9 @@ def _cut_first(graph: AtenGraph, end: Node) -> bool:
     if cut.size % SYMBOL == 0 or width % SYMBOL == 0:
         return False
     layout.drop(cut)
-    sizes = tuple(size for dim, size in enumerate(_sizes(end) or ()) if dim != entries[0].dim)
+    whole = _sizes(end)
+    assert whole is not None
+    sizes = tuple(size for dim, size in enumerate(whole) if dim != entries[0].dim)
     for entry in entries:
         with graph.graph.inserting_before(entry.node):
             begin = entry.index % cut.size * width
@@ -310,11 +315,11 @@ def _merge_sum(graph: AtenGraph, root: Node) -> bool:
     if len(shape(root)) <= RANK or reader is None or reader.target not in VIEWS or not only_reader(root):
         return False
     leaves, inner = _tree(root)
-    sizes, shapes = _sizes(root), {leaf: _sizes(leaf) for leaf in leaves}
+    sizes, shapes = _sizes(root), {leaf: own for leaf in leaves if (own := _sizes(leaf)) is not None}
     movable = all(len(shape(leaf)) <= RANK or (leaf.target in MOVES and only_reader(leaf)) for leaf in leaves)
-    if sizes is None or None in shapes.values() or not movable:
+    if sizes is None or len(shapes) < len(leaves) or not movable:
         return False
-    padded = {leaf: (1,) * (len(sizes) - len(known or ())) + (known or ()) for leaf, known in shapes.items()}
+    padded = {leaf: (1,) * (len(sizes) - len(own)) + own for leaf, own in shapes.items()}
     groups: list[list[int]] = []
     for axis in (a for a, size in enumerate(sizes) if size > 1):
         alike = groups and all((p[axis] == 1) == (p[groups[-1][0]] == 1) for p in padded.values())

@@ -81,12 +81,10 @@ def _branch(graph: AtenGraph, leaf: Node, source: Node) -> _Branch | None:
     weight, bias_node = graph.constant(leaf.args[1]), argument(leaf, 2, "bias")
     if weight is None or (bias_node is not None and graph.constant(bias_node) is None):
         return None
-    stride, padding = argument(leaf, 3, "stride", [1, 1]), argument(leaf, 4, "padding", [0, 0])
-    dilation = argument(leaf, 5, "dilation", [1, 1])
-    kernel = weight.shape[2:]
-    keeps_size = all(k % 2 == 1 and p == k // 2 for k, p in zip(kernel, padding, strict=True))
+    stride, dilation = argument(leaf, 3, "stride", [1, 1]), argument(leaf, 5, "dilation", [1, 1])
     plain = set(stride) == {1} and set(dilation) == {1}
-    return _Branch(source, leaf) if plain and keeps_size and same_shape(leaf, source) else None
+    # of the same size then: the kernel is odd, and padded by half of itself
+    return _Branch(source, leaf) if plain and same_shape(leaf, source) else None
 
 
 def _replace(graph: AtenGraph, total: Node, source: Node, convs: list[Node], *, identities: int) -> None:

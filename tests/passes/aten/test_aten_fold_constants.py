@@ -75,6 +75,30 @@ def test_an_expanded_constant_must_not_blow_up_the_artifact(monkeypatch: pytest.
     assert counts(after) == {"expand": 1, "add": 1}, "the small part is folded, the large one left for run time"
 
 
+def test_the_largest_constant_that_is_folded() -> None:
+    """64 Mi elements; of bytes here, to keep the test small."""
+
+    def function(s: Calls, x: Tensor) -> Tensor:
+        largest = s.flags.expand(8192, 8192)
+        return torch.where(largest, x, 0.0).sum() + torch.where(s.flags.expand(8193, 8192), x, 0.0).sum()
+
+    program = traced(Calls(function, flags=torch.ones(1, 8192, dtype=torch.bool)), (1,))
+    folded = Engine("off").run(program, (fold_constants,))
+    assert [tuple(n.args[1]) for n in folded.aten.graph.nodes if n.target == torch.ops.aten.expand.default] == [
+        (8193, 8192)
+    ]
+
+
+def test_a_size_that_depends_on_values_is_left_to_run_time() -> None:
+    """How many rows ``nonzero`` finds is unknown to the graph, although it reads constants only."""
+
+    def function(s: Calls, x: Tensor) -> Tensor:
+        return x[:, torch.nonzero(s.table > 0)[:, 0]].sum(1)
+
+    before = traced(Calls(function, table=torch.tensor([1.0, -1.0, 2.0])), (2, 3))
+    assert "nonzero" in counts(rewritten(before, fold_constants, 1))
+
+
 @pytest.mark.parametrize(
     "function",
     [

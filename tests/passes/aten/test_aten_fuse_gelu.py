@@ -151,6 +151,17 @@ def test_a_spelling_has_its_depth(count: int, sites: int) -> None:
     rewritten(traced(Calls(function), (3, 4)), fuse_gelu, sites)
 
 
+@pytest.mark.parametrize(("count", "sites"), [(6, 1), (7, 0)])
+def test_so_has_what_is_done_with_the_erf(count: int, sites: int) -> None:
+    def function(_: Calls, x: Tensor) -> Tensor:
+        bent = 1 + torch.erf(x * sqrt(0.5))
+        for _i in range(count):
+            bent = bent * 1
+        return (0.5 * x) * bent
+
+    rewritten(traced(Calls(function), (3, 4)), fuse_gelu, sites)
+
+
 @pytest.mark.parametrize("half", [torch.full((4,), 0.5), torch.tensor([0.5], dtype=torch.float64)])
 def test_factors_that_are_no_plain_number(half: Tensor) -> None:
     """One per channel, and one that makes the result double."""
@@ -173,6 +184,7 @@ def test_factors_that_are_no_plain_number(half: Tensor) -> None:
         (lambda x: x / 0, None),
         (lambda x: x**4, None),
         (lambda x: torch.sub(x, x, alpha=3), None),
+        (lambda x: torch.ops.aten.add.Scalar(x, 3, 2), None),  # that is x + 6
     ],
 )
 def test_polynomials(function: Function, expected: dict[tuple[int], float] | None) -> None:

@@ -28,6 +28,8 @@ def by_hand(s: Calls, x: Tensor, y: Tensor, change: str = "") -> Any:
         scores = (q * 0.7) @ k.transpose(3, 2)
     if change == "doubled bias":
         scores = torch.add(scores, x[:, None, :, :1], alpha=2)
+    if change == "bias of four axes":
+        scores = scores + x[:, None, :, :1]
     if change == "flat bias":
         scores = scores + y[0, :, 0]
     p = scores.softmax(2 if change == "over queries" else 3)
@@ -41,8 +43,9 @@ def by_hand(s: Calls, x: Tensor, y: Tensor, change: str = "") -> Any:
 
 @pytest.mark.parametrize(
     ("change", "sites"),
-    [("", 1), ("unscaled", 1), ("scaled by a tensor", 0), ("doubled bias", 0), ("flat bias", 0), ("over queries", 0)],
-)
+    [("", 1), ("unscaled", 1), ("scaled by a tensor", 0), ("doubled bias", 0), ("flat bias", 0), ("over queries", 0),
+     ("bias of four axes", 1)],
+)  # fmt: skip
 def test_other_spellings(change: str, sites: int) -> None:
     rewritten(program(lambda s, x, y: by_hand(s, x, y, change)), always, sites)
 

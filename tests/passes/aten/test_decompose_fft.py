@@ -140,6 +140,8 @@ FORMS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "weights": lambda s, x: ifft2(fft2(x) * (s.mask * torch.linspace(0.1, 1, WIDTH))).real,
     "one axis": lambda s, x: ifft2(fft2(x) * s.mask[:, 3:4]).real,
     "two masks": lambda s, x: ifft2(ifftshift(fftshift(fft2(x) * s.mask) * s.mask) * 0.5).real,
+    "ortho": lambda s, x: ifft2(fft2(x, norm="ortho") * s.mask, norm="ortho").real,
+    "forward": lambda s, x: ifft2(fft2(x, norm="forward") * s.mask, norm="forward").real,
     "no mask": lambda _, x: ifft2(fft2(x)).real,
     "view_as_real": lambda s, x: torch.view_as_real(ifft2(fft2(x) * s.mask))[..., 0],
 }
@@ -153,7 +155,7 @@ def test_forms(case: str) -> None:
     assert set(counts(rewritten(before, decompose_fft, 1))) <= {"matmul", "add"}
 
 
-@pytest.mark.parametrize("case", ["shifts of everything", "shifts of the plane", "view_as_real"])
+@pytest.mark.parametrize("case", ["shifts of everything", "shifts of the plane", "view_as_real", "ortho", "forward"])
 def test_decomposed(case: str) -> None:
     """What PyTorch's own decompositions leave: _fft_c2c, and shifts as gathers along an axis."""
     before = program(lambda s, x: FORMS[case](s, x))

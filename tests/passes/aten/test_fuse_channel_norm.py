@@ -230,6 +230,7 @@ def test_refuses_a_dynamic_channel_count() -> None:
         lambda s, n: torch.add(n, column(s.b), alpha=2),
         lambda s, n: n - column(s.b),
         lambda s, n: n + torch.ones(5, 1, 1, 1, 1),  # grows
+        lambda s, n: n * s.w.view(1, 1, 4, 1, 1),  # one axis more
         lambda s, n: n * s.w.view(4, 1),  # along the third axis
     ],
 )

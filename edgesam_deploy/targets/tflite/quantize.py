@@ -1,0 +1,114 @@
+"""Lower precision of a .tflite file, by ai-edge-quantizer, on the fp32 file.
+
+fp16            weights in half, arithmetic in fp32
+dynamic-int8    weights in 8 bit per channel, activations quantised as they come; arithmetic of products in integers
+int8            the encoder wholly in 8 bit, ranges from calibration; inputs and outputs stay float
+w8a16           weights in 8 bit, activations in 16; for NPUs: LiteRT has reference kernels only on a CPU
+
+What computes the phases of the positional encoding stays in fp32 everywhere: an error of 1e-3 in ten radians is 1e-2 in
+their sines. So does what computes the variance of a norm: a mean of squares, most of them small. So do products of two
+values where weights have 8 bit: the kernels take no constant on the left, and the bicubic neck has two.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgesam_deploy.contract import TensorSpec, sample_inputs
+from edgesam_deploy.targets.base import Arrays
+from edgesam_deploy.targets.tflite import flatbuffer
+from edgesam_deploy.targets.tflite.signatures import ENCODE
+from edgesam_deploy.targets.tflite.toolkits import runtime
+from edgesam_deploy.toolkits import require
+
+Precision = Literal["fp32", "fp16", "dynamic-int8", "int8", "w8a16"]
+PRECISIONS = ("fp32", "fp16", "dynamic-int8", "int8", "w8a16")
+CALIBRATED = ("int8", "w8a16")
+EXACTLY = ("SIN", "COS", "RSQRT")  # what computes their operands keeps its weights in fp32
+Samples = Mapping[str, Sequence[Arrays]]  # inputs by the signature's name
+
+
+def quantized(content: bytes, precision: Precision, samples: Samples) -> bytes:
+    """The file in another precision. ``samples``: for those that are calibrated, in the file's own layout."""
+    if precision == "fp32":
+        return content
+    toolkit = require("ai_edge_quantizer.quantizer", "quantising a TFLite file")
+    quantizer = toolkit.Quantizer(content, _recipe(precision))
+    for name in flatbuffer.feeding(flatbuffer.parse(content), EXACTLY):
+        _leave(quantizer, "ALL_SUPPORTED", f"^{re.escape(name)}")
+    if precision != "fp16":
+        _leave(quantizer, "BATCH_MATMUL")
+    ranges = None
+    if precision in CALIBRATED:
+        _leave(quantizer, "INPUT")
+        _leave(quantizer, "OUTPUT")
+        ranges = quantizer.calibrate({name: _writable(rows) for name, rows in samples.items()}, num_threads=2)
+    result = quantizer.quantize(ranges, enable_progress_report=False)
+    return bytes(result.quantized_model)
+
+
+def in_layout(inputs: Arrays, layout: str) -> Arrays:
+    """The contract's encoder inputs as the file takes them."""
+    image = inputs["image"]
+    if layout == "nchw" or image.dtype != np.float32:
+        return inputs
+    return {**inputs, "image": np.ascontiguousarray(image.transpose(0, 2, 3, 1))}
+
+
+def samples_for(specs: Sequence[TensorSpec], rows: Sequence[Arrays]) -> list[Arrays]:
+    """What a part takes for each row; what the row does not have, prompts, is drawn as the contract's samples are."""
+    made: list[Arrays] = []
+    for seed, row in enumerate(rows):
+        drawn = sample_inputs(tuple(specs), seed)
+        made.append({spec.name: row.get(spec.name, drawn[spec.name]) for spec in specs})
+    return made
+
+
+def with_outputs(content: bytes, rows: Sequence[Arrays]) -> list[Arrays]:
+    """The rows with the encoder's outputs added, from its fp32 file."""
+    interpreter, _ = runtime()
+    encoder = interpreter(model_content=content, num_threads=2).get_signature_runner(ENCODE)
+    return [{**row, **encoder(**row)} for row in rows]
+
+
+def _recipe(precision: Precision) -> Any:
+    recipes = require("ai_edge_quantizer.recipe", "quantising a TFLite file")
+    if precision == "dynamic-int8":
+        return recipes.dynamic_wi8_afp32()
+    if precision == "int8":
+        return recipes.static_wi8_ai8()
+    if precision == "w8a16":
+        return recipes.static_wi8_ai16()
+    types = recipes.qtyping
+    half = types.TensorQuantizationConfig(num_bits=16, dtype=types.TensorDataType.FLOAT)
+    manager = recipes.recipe_manager.RecipeManager()
+    manager.add_quantization_config(
+        regex=".*",
+        operation_name=_operation("ALL_SUPPORTED"),
+        op_config=types.OpQuantizationConfig(
+            weight_tensor_config=half, compute_precision=types.ComputePrecision.FLOAT, explicit_dequantize=True
+        ),
+        algorithm_key="float_casting",
+    )
+    return manager.get_quantization_recipe()
+
+
+def _leave(quantizer: Any, operation: str, values: str = ".*") -> None:
+    """Keep operators in fp32 whose results have such names."""
+    quantizer.update_quantization_recipe(
+        regex=values, operation_name=_operation(operation), algorithm_key="no_quantize"
+    )
+
+
+def _operation(name: str) -> Any:
+    types = require("ai_edge_quantizer.qtyping", "quantising a TFLite file")
+    return getattr(types.TFLOperationName, name)
+
+
+def _writable(rows: Sequence[Arrays]) -> list[dict[str, NDArray[Any]]]:
+    return [{name: np.array(value) for name, value in row.items()} for row in rows]

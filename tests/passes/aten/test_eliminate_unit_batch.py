@@ -1,0 +1,79 @@
+"""The batch axis of one prompt leaves attention, and nothing else."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from passes.programs import Calls, counts, randomise, rewritten, traced
+from torch import Tensor, nn
+
+from edgesam_deploy.contract import sample_inputs
+from edgesam_deploy.model.transformer import Attention
+from edgesam_deploy.passes.aten import eliminate_unit_batch
+from edgesam_deploy.passes.engine import Engine
+from edgesam_deploy.passes.execute import relative_l2, run_program
+from edgesam_deploy.passes.program import Program
+
+
+def attention(batch: int | str) -> Program:
+    def function(module: Calls, x: Tensor, y: Tensor) -> Tensor:
+        return F.layer_norm(x + module.attention(x, y, y), [16])  # type: ignore[operator]
+
+    module = Calls(function, attention=randomise(Attention(16, 4, 2), spread=0.3))
+    return traced(module, (batch, 5, 16), (batch, 7, 16))
+
+
+def ranks(program: Program, name: str) -> set[int]:
+    return {len(n.meta["val"].shape) for n in program.aten.graph.nodes if name in str(n.target)}
+
+
+def test_attention_and_what_follows_it() -> None:
+    """4 projections, 2 products, 3 splits, 4 swaps of axes, scale, softmax, join, sum and norm."""
+    before = attention(1)
+    engine = Engine("fast")
+    after = engine.run(before, (eliminate_unit_batch,))
+    assert engine.steps[0].sites >= 15
+    assert engine.steps[0].error is not None
+    assert ranks(after, "matmul") == {3}
+    assert ranks(after, "linear") == {2}
+    assert ranks(after, "layer_norm") == {2}
+    assert counts(after)["squeeze"] == 2
+    assert counts(after)["unsqueeze"] == 1
+    assert engine.run(after, (eliminate_unit_batch,)) is after
+
+
+def test_several_prompts_stay() -> None:
+    for batch in (2, "batch"):
+        rewritten(attention(batch), eliminate_unit_batch, 0)
+
+
+def test_products_of_one_with_many_stay() -> None:
+    rewritten(traced(Calls(lambda _, x, y: x @ y), (1, 4, 5), (3, 5, 6)), eliminate_unit_batch, 0)
+
+
+def test_maps_of_convolutions_keep_four_axes() -> None:
+    net = randomise(nn.Sequential(nn.Conv2d(3, 8, 3), nn.GELU(), nn.Conv2d(8, 8, 1)))
+    rewritten(traced(net, (1, 3, 9, 9)), eliminate_unit_batch, 0)
+
+
+def test_what_works_along_the_first_axis_stays() -> None:
+    def function(_: Calls, x: Tensor) -> Tensor:
+        return (x @ x.transpose(1, 2)).softmax(0).transpose(0, 1)
+
+    after = rewritten(traced(Calls(function), (1, 4, 5)), eliminate_unit_batch, 2)
+    assert ranks(after, "softmax") == {3}
+
+
+def test_a_constant_is_not_kept_twice() -> None:
+    """What a projection reads is flattened where it is made, so that a sum before it is flattened as well."""
+
+    def function(module: Calls, x: Tensor) -> Tensor:
+        placed = x.transpose(1, 2) + module.places
+        return module.one(placed) + module.two(x.transpose(1, 2))  # type: ignore[operator]
+
+    places = randomise(nn.Linear(8, 6, bias=False)).weight.detach()[None]
+    module = Calls(function, places=places, one=randomise(nn.Linear(8, 4)), two=randomise(nn.Linear(8, 4)))
+    before = traced(module, (1, 8, 6))
+    after = Engine("fast").run(before, (eliminate_unit_batch,))
+    inputs = sample_inputs(before.inputs, 5)
+    assert relative_l2(run_program(before, inputs)["out0"], run_program(after, inputs)["out0"]) < 1e-6
+    assert ranks(after, "linear") == {2}
