@@ -7,16 +7,19 @@ For every file of ``edgesam_deploy/passes`` its mirrored tests run against each 
 Score = killed / mutants. Writes ``benchmarks/results/mutation.{md,json}``; files that a run left out keep their rows.
 
 The sources and tests are copied first, so people may go on editing; the working tree is only read. A mutant is a fork
-of a parent that has PyTorch, ONNX and pytest imported, and an import hook gives it one changed module: one to three
-seconds each. Not mutated, since no test should fail on it: docstrings, types, log lines, texts of errors.
+of a parent that has PyTorch, ONNX and pytest imported, and an import hook gives it one changed module. A first run of
+the unchanged file notes which statements each test reaches and how long it takes; a mutant then runs the tests that
+reach it, the fastest first, until one fails: about a second each. What is mutated: ``benchmarks/mutants.py``.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
-import copy
+import builtins
+import compileall
 import fnmatch
+import gc
 import hashlib
 import importlib.util
 import json
@@ -30,43 +33,33 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
 from typing import Any
+
+import pytest
+
+from benchmarks.mutants import Mutant, mutants, probed
 
 ROOT = Path(__file__).parents[1]
 PASSES = Path("edgesam_deploy/passes")
 RESULTS = ROOT / "benchmarks" / "results"
 MORE = {  # tests beside the mirrored file, where a module is tested through another
     "execute.py": ("test_program.py", "test_engine.py"),
+    "joint.py": ("test_hoist_image_side.py",),
     "correspondence.py": ("test_bisect.py",),
     "aten_view.py": ("test_bisect.py",),
     "onnx_view.py": ("test_bisect.py",),
-    "aten/graph.py": ("aten/test_eliminate_identity.py", "aten/test_fold_batch_norm.py"),
+    "aten/graph.py": ("aten/test_aten_eliminate_identity.py", "aten/test_fold_batch_norm.py"),
 }
-COMPARE = {
-    ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt,
-    ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is,
-}  # fmt: skip
-ARITHMETIC = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult}
-SPARED_CALLS = {"debug", "info", "warning", "dataclass", "catch_warnings", "getLogger", "cast", "TypeVar"}
-SPARED_KEYWORDS = {"strict", "note"}  # of zip: a guard that only a bug elsewhere trips
-SYMMETRIC = {"calls", "same_shape", "max", "min", "gcd", "array_equal", "equal"}
 GIB = 1 << 30
-KILLED, SURVIVED, TIMED_OUT = "killed", "survived", "timed out"
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """One change: where, what, and the whole changed module."""
-
-    line: int
-    column: int
-    text: str
-    tree: ast.Module
+PROBE = "_edgesam_mutation_reached"
+KILLED, SURVIVED, TIMED_OUT, INTERRUPTED = "killed", "survived", "timed out", "interrupted"
+OUTSIDE = (signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGHUP)  # not of the test's doing: run it again
+NO_TESTS = 5  # pytest's exit code where a mutant leaves no test to run
 
 
 @dataclass
@@ -76,6 +69,8 @@ class Tally:
     sha256: str
     tests: list[str]
     possible: int
+    sample: int | None = None  # mutants asked for, None: all
+    seed: int = 0
     mutants: int = 0
     killed: int = 0
     timed_out: int = 0
@@ -86,156 +81,6 @@ class Tally:
     @property
     def score(self) -> float:
         return (self.killed + self.timed_out) / self.mutants if self.mutants else 1.0
-
-
-# --- mutants ---------------------------------------------------------------------------------------------------------
-
-
-def mutants(source: str) -> list[Mutant]:
-    """Every mutant of a module, in the order of its lines."""
-    tree = ast.parse(source)
-    found, seen = [], {ast.unparse(tree)}
-    for node, change in _changes(tree):
-        mutated, place = _copy_with(tree, node)
-        before = ast.unparse(place)
-        after = change(place)
-        changed = _put(mutated, place, after)
-        text = ast.unparse(changed)
-        if text not in seen:
-            seen.add(text)
-            shown = "(deleted)" if isinstance(after, ast.Pass) else ast.unparse(after)
-            found.append(Mutant(node.lineno, node.col_offset + 1, f"{_short(before)}  ->  {_short(shown)}", changed))
-    return sorted(found, key=lambda m: (m.line, m.column))
-
-
-def _short(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= 100 else line[:97] + "..."
-
-
-def _copy_with(tree: ast.Module, node: ast.AST) -> tuple[ast.Module, Any]:
-    """A deep copy of the tree and the node in it that corresponds to ``node``."""
-    memo: dict[int, Any] = {}
-    mutated = copy.deepcopy(tree, memo)
-    return mutated, memo[id(node)]
-
-
-def _put(tree: ast.Module, place: ast.AST, new: ast.AST) -> ast.Module:
-    class Swap(ast.NodeTransformer):
-        def visit(self, node: ast.AST) -> Any:
-            if node is place:
-                return ast.copy_location(new, place) if new is not place else node
-            return self.generic_visit(node)
-
-    result: ast.Module = Swap().visit(tree)
-    return ast.fix_missing_locations(result)
-
-
-def _changes(tree: ast.Module) -> Iterator[tuple[Any, Any]]:
-    """Pairs of a node and a function from (the copy of) that node to what takes its place."""
-    counts = {id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) and _returns_int(f) for n in ast.walk(f)}
-    for node in _code(tree):
-        match node:
-            case ast.Compare():
-                for index, op in enumerate(node.ops):
-                    for other in _other_comparisons(op):
-                        yield node, lambda n, i=index, o=other: _with_item(n, "ops", i, o())
-            case ast.Constant(value=bool()):
-                yield node, lambda n: ast.Constant(not n.value)
-            case ast.Constant(value=int() | float()):
-                value = node.value
-                near = {0: 1, 1: 0}.get(value, value + 1) if isinstance(value, int) else value * 2
-                yield node, lambda n, v=near: ast.Constant(v)
-                if value:
-                    yield node, lambda n: ast.Constant(-n.value)
-            case ast.BoolOp():
-                for index in range(len(node.values)):
-                    yield node, lambda n, i=index: _without(n, i)
-            case ast.BinOp() if type(node.op) in ARITHMETIC:
-                yield node, lambda n: ast.BinOp(n.left, ARITHMETIC[type(n.op)](), n.right)
-            case ast.If() | ast.While() | ast.IfExp() if not _is_comparison(node.test):
-                yield node.test, lambda n: ast.UnaryOp(ast.Not(), n)
-            case ast.comprehension():
-                for condition in node.ifs:
-                    if not _is_comparison(condition):
-                        yield condition, lambda n: ast.UnaryOp(ast.Not(), n)
-            case ast.Call() if len(node.args) == 2 and not _is_symmetric(node):
-                yield node, lambda n: ast.Call(n.func, n.args[::-1], n.keywords)
-            case ast.Return() if id(node) in counts and node.value is not None:
-                yield node, lambda n: ast.Return(ast.Constant(0))
-                yield node, lambda n: ast.Return(ast.BinOp(n.value, ast.Add(), ast.Constant(1)))
-            case ast.Expr() | ast.AugAssign() | ast.Continue() | ast.Break() | ast.Delete() | ast.Raise():
-                yield node, lambda _: ast.Pass()
-            case ast.Assign() if any(isinstance(t, ast.Attribute | ast.Subscript) for t in node.targets):
-                yield node, lambda _: ast.Pass()
-
-
-def _is_comparison(node: ast.AST) -> bool:
-    """Whether another operator negates it already."""
-    return isinstance(node, ast.Compare) and len(node.ops) == 1
-
-
-def _is_symmetric(node: ast.Call) -> bool:
-    name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-    return name in SYMMETRIC or any(isinstance(a, ast.Starred) for a in node.args)
-
-
-def _returns_int(function: ast.FunctionDef) -> bool:
-    return isinstance(function.returns, ast.Name) and function.returns.id == "int"
-
-
-def _other_comparisons(op: ast.cmpop) -> list[type[ast.cmpop]]:
-    opposite = {ast.Lt: ast.GtE, ast.LtE: ast.Gt, ast.Gt: ast.LtE, ast.GtE: ast.Lt}
-    return [table[type(op)] for table in (COMPARE, opposite) if type(op) in table]  # type: ignore[index]
-
-
-def _with_item(node: Any, field: str, index: int, value: ast.AST) -> Any:
-    getattr(node, field)[index] = value
-    return node
-
-
-def _without(node: ast.BoolOp, index: int) -> ast.expr:
-    values = node.values[:index] + node.values[index + 1 :]
-    return values[0] if len(values) == 1 else ast.BoolOp(node.op, values)
-
-
-def _code(node: ast.AST) -> Iterator[ast.AST]:
-    """The nodes below ``node`` that a test can be expected to notice."""
-    for child in ast.iter_child_nodes(node):
-        if _is_spared(child):
-            continue
-        if isinstance(child, ast.Raise):
-            yield child  # it may be deleted, but its text is its own
-            continue
-        yield child
-        if isinstance(child, ast.FunctionDef):
-            for part in (*child.body, *child.args.defaults, *child.args.kw_defaults, *child.decorator_list):
-                if part is not None and not _is_spared(part):
-                    yield part
-                    yield from _code(part)
-        elif isinstance(child, ast.AnnAssign):
-            if child.value is not None:
-                yield child.value
-                yield from _code(child.value)
-        elif isinstance(child, ast.Assert):
-            continue  # our own invariants
-        else:
-            yield from _code(child)
-
-
-def _is_spared(node: ast.AST) -> bool:
-    match node:
-        case ast.Expr(value=ast.Constant()) | ast.Import() | ast.ImportFrom() | ast.JoinedStr() | ast.Assert():
-            return True
-        case ast.If(test=ast.Name(id="TYPE_CHECKING")):
-            return True
-        case ast.Expr(value=ast.Call() as call):
-            return _is_spared(call)
-        case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name)):
-            return name in SPARED_CALLS
-        case ast.keyword(arg=name):
-            return name in SPARED_KEYWORDS
-    return False
 
 
 # --- running ---------------------------------------------------------------------------------------------------------
@@ -263,8 +108,9 @@ def warm_up() -> None:
     import onnx.reference  # noqa: F401
     import onnx_ir.passes.common  # noqa: F401
     import onnxruntime  # noqa: F401 - no session: its threads would not survive a fork
-    import pytest  # noqa: F401
     import torch
+
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # they cost each mutant half a second
 
     torch.set_num_threads(1)
     search = (hypothesis.Phase.explicit, hypothesis.Phase.generate)  # the smallest example would take most of the time
@@ -284,40 +130,124 @@ def warm_up() -> None:
 
     loaded = [name for name in sys.modules if name.startswith("edgesam_deploy.passes")]
     assert not loaded, f"imported too early: {loaded}"
+    gc.freeze()  # a fork need not look through what the parent holds
 
 
-def run_tests(tests: Sequence[str], changed: Changed | None, timeout: int, log: Path | None = None) -> str:
-    """The fate of one mutant, in a fork. ``log``: where the tests' output goes."""
+@dataclass
+class Recorder:
+    """pytest plugin for the unchanged file: which statements each test reaches, and its seconds.
+
+    What is reached outside the tests' own calls (collection, fixtures that several share) counts for each of them.
+    """
+
+    file: Path
+    reached: set[int] = field(default_factory=set)
+    shared: set[int] = field(default_factory=set)
+    tests: dict[str, tuple[float, list[int]]] = field(default_factory=dict)
+
+    def pytest_runtest_setup(self, item: Any) -> None:
+        self.reached.clear()
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self, item: Any) -> Any:
+        self.shared |= self.reached
+        self.reached.clear()
+        start = time.perf_counter()
+        try:
+            return (yield)
+        finally:
+            self.tests[item.nodeid] = time.perf_counter() - start, sorted(self.reached)
+
+    def pytest_collection_finish(self) -> None:
+        self.shared |= self.reached
+
+    def pytest_sessionfinish(self) -> None:
+        self.file.write_text(json.dumps([sorted(self.shared), self.tests]))
+
+
+@dataclass
+class Chosen:
+    """pytest plugin for a mutant: the tests that reach it, the fastest first; the first failure ends the process."""
+
+    order: list[str]
+    known: set[str]
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        rank = {name: index for index, name in enumerate(self.order)}
+        run = [item for item in items if item.nodeid in rank or item.nodeid not in self.known]
+        items[:] = sorted(run, key=lambda item: rank.get(item.nodeid, len(rank)))
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.failed:
+            os._exit(1)
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The tests of a file on the unchanged source."""
+
+    shared: frozenset[int]
+    tests: dict[str, tuple[float, list[int]]]  # seconds and lines by test
+    limit: int  # CPU seconds that a mutant gets
+
+    def reaching(self, line: int) -> list[str]:
+        """The tests that reach a statement, the fastest first."""
+        everyone = line == 0 or line in self.shared
+        reach = [(seconds, name) for name, (seconds, lines) in self.tests.items() if everyone or line in lines]
+        return [name for _, name in sorted(reach)]
+
+
+def baseline(file: Path, source: str, tests: list[str], timeout: int, copied: Path) -> Baseline | str:
+    """What the tests do on the unchanged file, or the end of their output if they fail."""
+    log, notes = copied / "baseline.log", copied / "baseline.json"
+    recorder = Recorder(notes)
+    setattr(builtins, PROBE, recorder.reached.add)
     child = os.fork()
     if child == 0:
-        _be_tested(tests, changed, timeout, log)
-    _, status = os.waitpid(child, 0)
-    return _fate(status)
+        _be_tested(tests, Changed(_module(file), str(copied / file), probed(source, PROBE)), recorder, 0, log)
+    _, status, usage = os.wait4(child, 0)
+    if _fate(status) != SURVIVED:
+        return log.read_text()[-600:] or "the tests die"
+    shared, known = json.loads(notes.read_text())
+    return Baseline(frozenset(shared), known, max(timeout, round(4 * (usage.ru_utime + usage.ru_stime))))
+
+
+def _module(file: Path) -> str:
+    return ".".join(file.with_suffix("").parts).removesuffix(".__init__")
 
 
 def _fate(status: int) -> str:
     if os.WIFSIGNALED(status):
-        return TIMED_OUT if os.WTERMSIG(status) == signal.SIGALRM else KILLED
-    return SURVIVED if os.WEXITSTATUS(status) == 0 else KILLED
+        by = os.WTERMSIG(status)
+        return INTERRUPTED if by in OUTSIDE else TIMED_OUT if by in (signal.SIGXCPU, signal.SIGALRM) else KILLED
+    return SURVIVED if os.WEXITSTATUS(status) in (0, NO_TESTS) else KILLED
 
 
-def _be_tested(tests: Sequence[str], changed: Changed | None, timeout: int, log: Path | None) -> None:
-    """In the child: never returns."""
+def _be_tested(tests: Sequence[str], changed: Changed, plugin: object, limit: int, log: Path | None) -> None:
+    """In the child: never returns. ``limit``: CPU seconds, so that a busy machine kills nothing; 0 is none."""
     code = 1
     try:
-        signal.alarm(timeout)  # its default action ends the process, in the middle of C++ too
+        if limit:
+            resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
+            signal.alarm(30 * limit)  # for one that waits; its default action ends the process, in C++ too
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + 6 * GIB,) * 2)
         output = os.open(os.devnull if log is None else log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(output, 1)
         os.dup2(output, 2)
-        if changed is not None:
-            sys.meta_path.insert(0, changed)
-        import pytest
-
-        options = ["-x", "-q", "-p", "no:cacheprovider", "--no-header", "-W", "ignore"]
-        options += ["--tb=no"] if log is None else ["--tb=short"]
-        code = int(pytest.main([*options, *tests]))
+        sys.meta_path.insert(0, changed)
+        options = [
+            "-x",
+            "-q",
+            "--assert=plain",
+            "--no-header",
+            "-W",
+            "ignore",
+            "--tb=no" if log is None else "--tb=short",
+        ]
+        options += [f"-pno:{name}" for name in ("cacheprovider", "unraisableexception", "threadexception")]
+        code = int(pytest.main([*options, *tests], [plugin]))
     finally:
         os._exit(code)
 
@@ -329,7 +259,7 @@ def measure(
     source = (copied / file).read_text()
     every = mutants(source)
     tests = mirrored_tests(file.relative_to(PASSES), copied)
-    tally = Tally(hashlib.sha256(source.encode()).hexdigest(), tests, len(every), survivors=[])
+    tally = Tally(hashlib.sha256(source.encode()).hexdigest(), tests, len(every), sample, seed, survivors=[])
     chosen = every
     if sample is not None and sample < len(every):
         chosen = random.Random(f"{seed} {file.name}").sample(every, sample)
@@ -339,23 +269,32 @@ def measure(
             print(f"{file}:{mutant.line}:{mutant.column}: {mutant.text}")
         return tally
     start = time.perf_counter()
-    log = copied / "baseline.log"
-    if not tests or run_tests(tests, None, 10 * timeout, log) != SURVIVED:
-        tally.broken = "no tests" if not tests else log.read_text()[-600:]
+    known = baseline(file, source, tests, timeout, copied) if tests else "no tests"
+    if isinstance(known, str):
+        tally.broken = known
         return tally
-    timeout = max(timeout, round(6 * (time.perf_counter() - start)))  # a busy machine is no kill
-    module = ".".join(file.with_suffix("").parts).removesuffix(".__init__")
     running: dict[int, Mutant] = {}
     queue = list(reversed(chosen))
     while queue or running:
         while queue and len(running) < jobs:
             mutant = queue.pop()
+            order = known.reaching(mutant.statement)
+            if not order:
+                _record(tally, mutant, SURVIVED)
+                continue
             child = os.fork()
             if child == 0:
-                _be_tested(tests, Changed(module, str(copied / file), mutant.tree), timeout, None)
+                plugin = Chosen(order, set(known.tests))
+                changed = Changed(_module(file), str(copied / file), mutant.tree)
+                _be_tested(sorted({name.split("::")[0] for name in order}), changed, plugin, known.limit, None)
             running[child] = mutant
-        child, status = os.wait()
-        _record(tally, running.pop(child), _fate(status))
+        if running:
+            child, status = os.wait()
+            mutant, fate = running.pop(child), _fate(status)
+            if fate == INTERRUPTED:
+                queue.append(mutant)
+            else:
+                _record(tally, mutant, fate)
     tally.seconds = time.perf_counter() - start
     return tally
 
@@ -389,15 +328,8 @@ def write_report(tallies: dict[str, dict[str, Any]], folder: Path) -> None:
 
 
 def markdown(tallies: dict[str, dict[str, Any]]) -> str:
-    mutated = sum(t["mutants"] for t in tallies.values())
-    caught = sum(t["killed"] + t["timed_out"] for t in tallies.values())
-    score = f"{caught / mutated:.1%}" if mutated else "nothing measured"
-    lines = [
-        "# Mutation testing of the passes",
-        "",
-        f"**{score}**: {caught} of {mutated} mutants killed. Written by `make mutate` (`python -m benchmarks.mutate`), "
-        "which says what is mutated; a file's row is of the day it was last run.",
-        "",
+    lines = ["# Mutation testing of the passes", "", *_summary(list(tallies.values())), ""]
+    lines += [
         "| file | score | killed | of them timed out | mutants | of possible | seconds |",
         "|---|---|---|---|---|---|---|",
     ]
@@ -413,6 +345,44 @@ def markdown(tallies: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _summary(tallies: list[dict[str, Any]]) -> list[str]:
+    """The score, how sure it is, and of what it is a sample."""
+    measured = [t for t in tallies if t["mutants"]]
+    mutated = sum(t["mutants"] for t in measured)
+    caught = sum(t["killed"] + t["timed_out"] for t in measured)
+    possible = sum(t["possible"] for t in measured)
+    if not measured:
+        return ["**nothing measured**"]
+    low, high = wilson(caught, mutated)
+    weighted = sum((t["killed"] + t["timed_out"]) / t["mutants"] * t["possible"] for t in measured) / possible
+    samples = sorted({t["sample"] for t in measured if t["mutants"] < t["possible"] and t["sample"]})
+    seeds = sorted({t["seed"] for t in measured})
+    sampled = (
+        f"The figures are of a sample: at most {' or '.join(map(str, samples))} mutants of each file, drawn with seed "
+        f"{' or '.join(map(str, seeds))}. `python -m benchmarks.mutate` without `--sample` runs all of them: CPU hours."
+        if samples
+        else "Every mutant of these files was run."
+    )
+    return [
+        f"**{caught / mutated:.1%}**: {caught} of {mutated} mutants killed (95 % interval {low:.1%} to {high:.1%}), of "
+        f"{possible} possible ones in {len(measured)} files. Each file weighted by its possible mutants: "
+        f"{weighted:.1%}.",
+        "",
+        sampled,
+        "",
+        "Written by `make mutate` (`python -m benchmarks.mutate`; `benchmarks/mutants.py` says what is mutated). A "
+        "file's row is of the day it was last run; seconds are of a machine that did other things too.",
+    ]
+
+
+def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's interval of a share; z = 1.96 for 95 %."""
+    share, spread = successes / trials, z * z / trials
+    middle = (share + spread / 2) / (1 + spread)
+    half = (share * (1 - share) * spread + spread * spread / 4) ** 0.5 / (1 + spread)
+    return middle - half, middle + half
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="benchmarks.mutate", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -424,8 +394,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--timeout",
         type=int,
-        default=60,
-        help="least seconds per mutant; over six times what the unchanged file takes, it counts as killed",
+        default=20,
+        help="least CPU seconds per mutant; over four times what the unchanged file takes, it counts as killed",
     )
     parser.add_argument("--list", action="store_true", help="print the mutants and stop")
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -437,6 +407,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for part in ("edgesam_deploy", "tests", "pyproject.toml"):
             source = ROOT / part
             shutil.copytree(source, copied / part) if source.is_dir() else shutil.copy(source, copied / part)
+        for part in ("edgesam_deploy", "tests"):
+            compileall.compile_dir(copied / part, quiet=2)
         sys.path.insert(0, temporary)
         os.chdir(temporary)
         if not asked.list:

@@ -98,12 +98,23 @@ CLEAN: tuple[Pass, ...] = (
     passes.fuse_gelu,
     passes.eliminate_dead,
 )
+NPU: tuple[Pass, ...] = (
+    *CLEAN,
+    passes.fuse_reshapes,  # a rank of 5 on the way is one too many
+    passes.boolean_to_float,
+    passes.eliminate_dead,
+)
 LEGALIZATIONS: Mapping[str, tuple[Pass, ...]] = {
     "onnx": (*CLEAN, passes.legalize_layer_norm),  # ONNX Runtime's fused Add + LayerNorm is slower than its parts
-    "npu": CLEAN,
+    "npu": NPU,
+    "tv": NPU,
+    "mediatek": NPU,
+    "rknn": NPU,
+    "generic": NPU,
+    "qnn": CLEAN,  # its compiler runs what the others refuse
 }
-OPSETS = {"npu": 11}  # where a target wants another than the file's
-NARROW = {"npu"}  # targets whose compilers want int64 only where ONNX requires it
+OPSETS = {"npu": 11, "tv": 11, "rknn": 12, "generic": 11}  # where a target wants another than the file's
+NARROW = {"npu", "tv", "mediatek", "rknn", "generic"}  # targets whose compilers want int64 only where ONNX requires it
 
 
 def optimize(

@@ -32,7 +32,7 @@ from edgesam_deploy.targets.rules import (
     table_names,
 )
 
-PASSES = Path(ops.__file__).parent / "passes"
+PASSES = Path(ops.__file__).parents[1] / "passes"
 NESTED = """
 <ir_version: 10, opset_import: ["": 20, "local": 1]>
 net (float[2,3] x, bool c) => (float[2,3] y) {
@@ -343,12 +343,12 @@ def test_verdicts(rules, node, status, reason):
 def test_the_remedy_is_named_only_where_something_is_to_be_remedied():
     limited = table({**RUNS, "max_rank": 4, "fixed_by": "reduce_rank", "source": "probe"})
     assert limited.judge(use()).fixed_by is None
-    assert limited.judge(use(shape=(1,) * 5))[2:] == ("probe", "reduce_rank")
+    assert limited.judge(use(shape=(1,) * 5))[2:4] == ("probe", "reduce_rank")
 
 
 def test_an_attribute_left_out_has_its_default(tmp_path, monkeypatch):
     rules = table({"op": "Gelu", "status": "supported", "attributes": {"approximate": ["none"]}})
-    monkeypatch.setattr(ops, "load_table", lambda name: rules)
+    monkeypatch.setattr(ops.judge, "report_table", lambda name: rules)
     found = []
     for attributes in ({}, {"approximate": "tanh"}):
         onnx.save(one_node("Gelu", TensorProto.FLOAT, **attributes), tmp_path / "m.onnx")

@@ -21,6 +21,7 @@ from edgesam_deploy.parity import (
     shipped_pictures,
     usable_cases,
 )
+from edgesam_deploy.parity.verdict import UNCLAIMED
 from edgesam_deploy.runtime import BundlePredictor, open_predictor
 
 from conftest import TINY  # isort: skip
@@ -143,6 +144,14 @@ def test_mask_iou():
     a[0, :2], b[0, 1:3] = True, True
     assert mask_iou(a, b) == pytest.approx(1 / 3)
     assert mask_iou(a, b[:, :3]) == 0
+
+
+def test_without_a_claim_figures_are_reported_and_dead_outputs_fail():
+    row = Difference("p", "point", "logits", 1.0, 0.5, 6.0, 1.0)
+    verdict, reasons = judge([row], [], UNCLAIMED)
+    assert verdict == "not verified"
+    assert "depends on the weights" in reasons[0]
+    assert judge([row], ["logits of p are constant"], UNCLAIMED)[0] == "fail"
 
 
 def test_a_nan_error_is_a_fail():

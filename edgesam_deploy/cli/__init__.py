@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from edgesam_deploy.cli import bisect, build, inspect, measure, optimize, predict
+from edgesam_deploy.cli import bisect, build, inspect, measure, operators, optimize, predict
 from edgesam_deploy.errors import EdgeSamDeployError
 
 EPILOG = (
@@ -32,6 +32,7 @@ build.register(app)
 optimize.register(app)
 bisect.register(app)
 predict.register(app)
+operators.register(app)
 measure.register(app)
 inspect.register(app)
 

@@ -1,4 +1,4 @@
-"""ops, bench: what runs where, and how fast."""
+"""bench: how fast."""
 
 from __future__ import annotations
 
@@ -8,50 +8,13 @@ from typing import Annotated, Any
 import typer
 
 from edgesam_deploy.cli.console import JSON_HELP, print_json, progress_bar, stdout
-from edgesam_deploy.errors import UnsupportedOperators, UsageError
 
 Json = Annotated[bool, typer.Option("--json", help=JSON_HELP)]
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands to the application."""
-    app.command(no_args_is_help=True)(ops)
+    """Add the command to the application."""
     app.command(no_args_is_help=True)(bench)
-
-
-def ops(
-    subject: Annotated[Path, typer.Argument(help="An .onnx file or the folder of a bundle.")],
-    target: Annotated[str, typer.Option("--target", "-t", help="One target or several, separated by commas.")] = "onnx",
-    fail_on: Annotated[str | None, typer.Option(help="unsupported or partial: exit 5 where there is one.")] = None,
-    json: Json = False,
-) -> None:
-    """Which operators a target runs, and why not. Offline."""
-    from edgesam_deploy.ops import render, report
-
-    if fail_on not in (None, "unsupported", "partial"):
-        raise UsageError(f"--fail-on {fail_on}: must be unsupported or partial")
-    asked = [name.strip() for name in target.split(",")]
-    reports = {path.name: report(path, asked) for path in _files(subject)}
-    if json:
-        print_json({name: found.to_json() for name, found in reports.items()})
-    else:
-        for found in reports.values():
-            render(found, stdout())
-    failures = [row for found in reports.values() for row in (found.failures(fail_on) if fail_on else ())]  # type: ignore[arg-type]
-    if failures:
-        named = ", ".join(sorted({row.operator for row in failures}))
-        raise UnsupportedOperators(f"{len(failures)} kinds of operators are not fully supported: {named}")
-
-
-def _files(subject: Path) -> list[Path]:
-    from edgesam_deploy.bundle import open_bundle
-
-    if subject.is_dir():
-        bundle = open_bundle(subject)
-        return [bundle.path / entry["file"] for entry in bundle.manifest["parts"].values()]
-    if not subject.exists():
-        raise UsageError(f"{subject}: no such file; give an .onnx file or the folder of a bundle")
-    return [subject]
 
 
 def bench(

@@ -17,6 +17,14 @@ def targets(incomplete: str) -> list[str]:
     return [name for name in TARGETS if name.startswith(incomplete)]
 
 
+def report_targets(incomplete: str) -> list[str]:
+    """Targets of the operator report, the last of a list."""
+    from edgesam_deploy.targets.rules import ALIASES, REPORTS
+
+    before, comma, last = incomplete.rpartition(",")
+    return [f"{before}{comma}{name}" for name in (*REPORTS, *ALIASES, "all") if name.startswith(last)]
+
+
 def checkpoints(incomplete: str) -> list[str]:
     """Published checkpoints."""
     from edgesam_deploy.model.fetch import SOURCES

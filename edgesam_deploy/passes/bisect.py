@@ -286,9 +286,9 @@ def _malformed(after: Program, rewrite: Pass, error: Exception, inputs: dict[int
         if out is None:
             return found
         folder = out / f"{found.part}.{found.pass_name}"
-        folder.mkdir(parents=True, exist_ok=True)
         region = view.near(node, 1)
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             np.savez(folder / "inputs.npz", **view.values(values, region.inputs))  # type: ignore[arg-type]
             path = view.write(region, values, folder / "after", runs=False)
             recipe = view.recipe(path)

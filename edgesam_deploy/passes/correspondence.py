@@ -12,16 +12,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgesam_deploy.passes.execute import Arrays
 from edgesam_deploy.passes.program import Program
-
-if TYPE_CHECKING:
-    pass
 
 BUCKETS = 4096
 LEAST = 1e-2  # root mean square that a value counts as having: below, rounding of larger terms is all there is

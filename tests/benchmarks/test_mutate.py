@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.mutate import Tally, markdown, mirrored_tests, mutants
+from benchmarks.mutants import mutants, probed
+from benchmarks.mutate import Baseline, Tally, markdown, mirrored_tests, wilson
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,6 +25,7 @@ def test_what_is_changed() -> None:
     assert changes("x = 1") == ["1  ->  0", "1  ->  -1"]
     assert changes("x = 0") == ["0  ->  1"]
     assert changes("x = 7") == ["7  ->  8", "7  ->  -7"]
+    assert changes("x = a[2]") == ["2  ->  3"]
     assert changes("x = 0.5") == ["0.5  ->  1.0", "0.5  ->  -0.5"]
     assert changes("x = True") == ["True  ->  False"]
     assert changes("x = a and b and c") == [f"a and b and c  ->  {rest}" for rest in ("b and c", "a and c", "a and b")]
@@ -61,6 +63,51 @@ def test_a_mutant_is_a_whole_module() -> None:
     assert (first.line, first.column, scope["a"]) == (1, 5, 3)
 
 
+def test_the_statement_around_a_mutant() -> None:
+    """What must run for it to matter; 0 for what runs when the module is imported, caches included."""
+    source = """
+LIMIT = 5
+def plain(a, b=7):
+    if a > 1:
+        return [x + 2
+                for x in a]
+    def inner():
+        return 3
+@functools.cache
+def cached():
+    return 4
+"""
+    found = {(mutant.line, mutant.statement) for mutant in mutants(source)}
+    assert found == {(2, 0), (3, 0), (4, 4), (5, 5), (8, 8), (11, 0)}
+
+
+def test_probes_tell_which_statements_ran() -> None:
+    source = """
+def f(a):
+    'Text.'
+    if a:
+        return 1
+    else:
+        a = [
+            2]
+    return a
+"""
+    reached: set[int] = set()
+    scope: dict[str, object] = {"probe": reached.add}
+    exec(compile(probed(source, "probe"), "f", "exec"), scope)
+    assert scope["f"](0) == [2]  # type: ignore[operator]
+    assert scope["f"].__doc__ == "Text."
+    assert reached == {4, 7, 9}
+
+
+def test_which_tests_a_mutant_needs() -> None:
+    known = Baseline(frozenset({3}), {"slow": (2.0, [5, 6]), "fast": (0.1, [6]), "other": (0.2, [])}, 20)
+    assert known.reaching(6) == ["fast", "slow"]
+    assert known.reaching(5) == ["slow"]
+    assert known.reaching(7) == []
+    assert known.reaching(0) == known.reaching(3) == ["fast", "other", "slow"]
+
+
 def test_tests_are_mirrored() -> None:
     assert mirrored_tests(Path("aten/fold_constants.py"), ROOT) == ["tests/passes/aten/test_aten_fold_constants.py"]
     assert mirrored_tests(Path("onnx/eliminate_dead.py"), ROOT) == ["tests/passes/onnx/test_onnx_eliminate_dead.py"]
@@ -70,10 +117,26 @@ def test_tests_are_mirrored() -> None:
 
 def test_a_report() -> None:
     tally = Tally("0", ["t"], 9, mutants=4, killed=2, timed_out=1, survivors=["3:1: 0  ->  1"])
+    tally.sample, tally.seed = 4, 7
     text = markdown({"aten/x.py": vars(tally)})
-    assert "**75.0%**: 3 of 4 mutants killed" in text
+    assert "**75.0%**: 3 of 4 mutants killed (95 % interval 30.1% to 95.4%), of 9 possible ones in 1 files" in text
+    assert "at most 4 mutants of each file, drawn with seed 7" in text
     assert "| aten/x.py | 75% | 3 | 1 | 4 | 9 | 0 |" in text
     assert "- `aten/x.py:3:1: 0  ->  1`" in text
+
+
+def test_each_file_weighs_what_it_has() -> None:
+    large = Tally("0", ["t"], 90, 10, mutants=10, killed=10, survivors=[])
+    small = Tally("0", ["t"], 10, 10, mutants=10, killed=5, survivors=["1:1: 0  ->  1"] * 5)
+    text = markdown({"large.py": vars(large), "small.py": vars(small)})
+    assert "**75.0%**: 15 of 20" in text
+    assert "possible mutants: 95.0%" in text
+
+
+def test_the_interval_of_a_share() -> None:
+    """Newcombe (1998), table I: 81 of 263, and 0 of 20."""
+    assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
+    assert wilson(0, 20) == pytest.approx((0, 0.1611), abs=1e-4)
 
 
 @pytest.mark.slow

@@ -20,9 +20,10 @@ from edgesam_deploy.errors import MissingToolkit
 from edgesam_deploy.passes import aten as aten_passes
 from edgesam_deploy.passes import onnx as onnx_passes
 from edgesam_deploy.passes.aten.graph import AtenGraph
-from edgesam_deploy.passes.bisect import Finding, bisect
+from edgesam_deploy.passes.bisect import Finding, bisect, view_of
 from edgesam_deploy.passes.correspondence import Sketch
 from edgesam_deploy.passes.engine import SEEDS, Pass, adapting, approximate, exact
+from edgesam_deploy.passes.execute import run_program
 from edgesam_deploy.passes.lower_to_onnx import lower_to_onnx
 from edgesam_deploy.passes.onnx.graph import replace_value
 from edgesam_deploy.passes.program import Program
@@ -333,6 +334,40 @@ def test_a_pass_that_raises_on_a_pair(tmp_path: Path) -> None:
     assert "no such convolution" in finding.sentence()
 
 
+def test_what_a_pass_raises_on_is_cut_out_with_as_much_around_it_as_that_takes(tmp_path: Path) -> None:
+    def crash(graph: AtenGraph) -> None:
+        for node in graph.calls(aten.sub.Tensor):
+            if [n.target for n in node.all_input_nodes] == [aten.sin.default, aten.cos.default]:
+                raise ValueError("this pair")
+
+    finding = found(program(), tmp_path, aten_pass(crash))
+    assert (finding.node, sorted(finding.region)) == ("sub", ["cos", "sin", "sub"])
+    assert finding.message == "ValueError: this pair"
+    assert finding.folder is not None
+    piece = Program("part", (), (), torch.export.load(finding.folder / "before.pt2"))
+    with pytest.raises(ValueError, match="this pair"):
+        aten_pass(crash)(piece)
+
+
+@pytest.mark.parametrize("kind", ["left its bound", "raised", "malformed"])
+def test_a_finding_whose_files_cannot_be_written_is_still_one(tmp_path: Path, kind: str) -> None:
+    def edit(graph: AtenGraph) -> None:
+        for node in graph.calls(aten.sub.Tensor):
+            if kind == "raised":
+                raise ValueError("no")
+            if kind == "malformed":
+                node.args = (node.args[0], "text")
+            else:
+                graph.replace(node, node.args[0])  # type: ignore[arg-type]
+
+    taken = tmp_path / "a file"
+    taken.touch()
+    finding = found(program(), taken, aten_pass(edit))
+    assert (finding.kind, finding.node) == (kind, "sub")
+    assert "its sub-graph could not be written (NotADirectoryError" in finding.message
+    assert finding.folder is None
+
+
 def test_a_pass_that_raises_whatever_it_gets() -> None:
     def crash(graph: AtenGraph) -> None:
         raise RuntimeError("always")
@@ -349,6 +384,26 @@ def test_a_missing_toolkit_is_no_finding() -> None:
 
     with pytest.raises(MissingToolkit):
         bisect(program(), (needs,))
+
+
+@pytest.mark.parametrize("lowered", [False, True], ids=["aten", "onnx"])
+def test_the_beginning_of_a_program_is_one_itself(lowered: bool) -> None:
+    """A pass that raises gets it to chew on: its outputs are what the nodes compute in the whole program."""
+    before = program()
+    if lowered:
+        lower_to_onnx(20, 9)(before)
+    view, inputs = view_of(before), sample_inputs(before.inputs, 1)
+    wanted = {"aten.sin.default", "aten.cos.default", "::Sin:0", "::Cos:0"}
+    names = [name for name in view.nodes if view.operator(name) in wanted]
+    assert len(names) == 2
+    first = view.ending_in(names)
+    expected = view.values(inputs, names)
+    found = run_program(first, inputs)
+    assert list(found) == names
+    for name in names:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=1e-6)
+    if not lowered:
+        assert first.aten.graph_signature.user_outputs == tuple(names)
 
 
 def test_the_program_given_stays_as_it_was(tmp_path: Path) -> None:

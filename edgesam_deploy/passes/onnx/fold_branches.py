@@ -20,8 +20,8 @@ def fold_branches(program: Program) -> int:
     graph = program.onnx.graph
     sites = sum(_inline(program, node) for node in list(graph) if is_standard(node, "If"))
     if sites:
+        common.RemoveUnusedNodesPass()(program.onnx)  # the If itself too
         common.NameFixPass()(program.onnx)
-        common.RemoveUnusedNodesPass()(program.onnx)
     return sites
 
 
@@ -43,5 +43,4 @@ def _inline(program: Program, node: ir.Node) -> bool:
         # of its own: a branch may return a constant, or the same value twice
         name = f"{old.name}_taken"
         replace_value(old, add_node(node, "Identity", [new], name=name, dtype=old.dtype, shape=old.shape))
-    graph.remove(node, safe=True)
     return True

@@ -12,7 +12,7 @@ from edgesam_deploy.passes.engine import exact
 from edgesam_deploy.passes.onnx.graph import add_initializer, constant, replace_value, static_shape
 from edgesam_deploy.passes.program import Program
 
-LIMIT = 64 * 2**20  # elements of a result: an Expand must not turn into a file
+LIMIT = 1 << 26  # elements of a result: an Expand must not turn into a file
 NEVER = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
 
 SEQUENCES = {"SequenceEmpty", "SequenceConstruct", "SplitToSequence", "Optional"}  # what they make is no tensor

@@ -110,8 +110,11 @@ def _centred(
 def _mean(value: ir.Value | None) -> tuple[ir.Value, tuple[int, ...]] | None:
     """What a ReduceMean that keeps its axes reads, and those axes, none negative."""
     node = _made_by(value, "ReduceMean")
-    source = None if node is None else node.inputs[0]
-    if node is None or source is None or source.shape is None:
+    if node is None:
+        return None
+    source = node.inputs[0]
+    assert source is not None
+    if source.shape is None:
         return None
     keep, attribute = node.attributes.get("keepdims"), node.attributes.get("axes")
     if keep is not None and keep.as_int() != 1:

@@ -20,8 +20,6 @@ def legalize_cast_like(program: Program) -> int:
             continue
         cast = ir.node("Cast", [node.inputs[0]], {"to": node.inputs[1].dtype}, name=node.name)
         cast.outputs[0].dtype, cast.outputs[0].shape = node.inputs[1].dtype, node.outputs[0].shape
-        name = node.outputs[0].name
         ir.convenience.replace_nodes_and_values(graph, node, [node], [cast], node.outputs, cast.outputs)
-        cast.outputs[0].name = name
         sites += 1
     return sites

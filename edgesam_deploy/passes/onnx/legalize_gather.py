@@ -38,7 +38,7 @@ def legalize_gather(program: Program) -> int:
 def _slice(graph: ir.Graph, node: ir.Node) -> bool:
     data, places, result = node.inputs[0], integers(node.inputs[1]), node.outputs[0]
     before, after = static_shape(data), static_shape(result)
-    if data is None or places is None or before is None or after is None or not places.size or places.ndim > 1:
+    if places is None or before is None or after is None or not places.size or places.ndim > 1:
         return False
     attribute = node.attributes.get("axis")
     axis = (0 if attribute is None else attribute.as_int()) % len(before)

@@ -33,7 +33,8 @@ def legalize_layer_norm(program: Program) -> int:
 def _follows_large_add(node: ir.Node) -> bool:
     source = node.inputs[0]
     axis = node.attributes.get("axis")
-    if source is None or source.shape is None or (axis is not None and axis.as_int() != -1):
+    assert source is not None
+    if source.shape is None or (axis is not None and axis.as_int() != -1):
         return False
     producer, rows = source.producer(), list(source.shape)[:-1]
     if any(v.uses() or v.is_graph_output() for v in node.outputs[1:]):

@@ -35,7 +35,8 @@ def legalize_one_hot(program: Program) -> int:
 def _compare(graph: ir.Graph, node: ir.Node) -> bool:
     indices, result = node.inputs[0], node.outputs[0]
     depth, values, shape = constant(node.inputs[1]), constant(node.inputs[2]), static_shape(node.inputs[0])
-    if indices is None or indices.dtype not in INTEGERS or depth is None or values is None or shape is None:
+    assert indices is not None
+    if indices.dtype not in INTEGERS or depth is None or values is None or shape is None:
         return False
     size = int(depth.reshape(-1)[0])
     if not 0 < size <= DEPTH or result.dtype is None or values.dtype.kind != "f":

@@ -31,7 +31,7 @@ REDUCTIONS = {"ReduceSum": 13} | dict.fromkeys(
      "ReduceSumSquare"), 18,
 )  # fmt: skip
 # one and the same signature meant something else before the opset given: no form that a comparison of signatures sees
-REDEFINED = {"RoiAlign": 16, "BatchNormalization": 9, "Dropout": 12, "GridSample": 20, "GroupNormalization": 21}
+REDEFINED = {"RoiAlign": 16, "Dropout": 12, "GridSample": 20, "GroupNormalization": 21}
 
 
 def set_opset(version: int) -> Pass:

@@ -9,12 +9,14 @@ same operator are read in file order and the first one whose conditions hold giv
 What no rule speaks of is ``unknown``, and so is what cannot be decided because the model does not say a type or a
 rank; neither is ever taken for supported. Where rules say what runs and a use lies outside of all of them, it is
 unsupported.
+
+REPORTS gives each table the name that a user asks for it by.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib.resources import files
@@ -28,20 +30,51 @@ RuleStatus = Literal["supported", "partial", "unsupported"]
 Status = Literal["supported", "partial", "unknown", "unsupported"]
 SEVERITY: tuple[Status, ...] = ("supported", "partial", "unknown", "unsupported")  # from best to worst
 Dtypes = tuple[str, ...] | None  # allowed element types ("float32", "seq(int64)"); None: any
+Scalar = int | float | str
+Condition = Literal["int64", "dtype", "rank", "batch", "dynamic", "constant", "value", "attribute", "pattern"]
+REPORTS: Mapping[str, str] = {
+    "onnx": "onnxruntime_cpu",
+    "qnn": "qnn_htp",
+    "tv": "npu_tv",
+    "mediatek": "npu_mediatek",
+    "rknn": "npu_rknn",
+    "generic": "npu_generic",
+    "tensorrt10": "tensorrt_10",
+    "tensorrt11": "tensorrt_11",
+    "coreml": "coreml",
+    "coreml-ane-m1": "coreml_ane_m1",
+    "coreml-ane-m2": "coreml_ane_m2",
+    "coreml-ane-m3": "coreml_ane_m3",
+    "tflite": "tflite_builtin",
+    "tflite-gpu": "tflite_gpu",
+    "xnnpack": "xnnpack",
+}
+ALIASES: Mapping[str, str] = {
+    "npu": "tv", "npu-tv": "tv", "npu-mediatek": "mediatek", "npu-rknn": "rknn", "npu-generic": "generic",
+    "tensorrt": "tensorrt11", "coreml-ane": "coreml-ane-m1", "coreml-ane-a13": "coreml-ane-m1",
+    "coreml-ane-a14": "coreml-ane-m2", "coreml-ane-a15": "coreml-ane-m3", "onnxruntime": "onnx",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """What is known of one input or output. ``shape``: None where not even the rank is; a None in it is dynamic."""
+    """What is known of one input or output. ``shape``: None where not even the rank is; a None in it is dynamic.
+
+    values: the elements of a small constant, such as a list of axes.
+    """
 
     dtype: str | None = None
     shape: tuple[int | None, ...] | None = None
     constant: bool = False
+    values: tuple[int | float, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Use:
-    """One node as a rule sees it. ``opset`` is the model's for that domain; an omitted optional input is None."""
+    """One node as a rule sees it. ``opset`` is the model's for that domain; an omitted optional input is None.
+
+    pattern: what the node is a part of where compilers know the whole ("Gelu" for its Erf).
+    """
 
     op: str
     domain: str
@@ -50,6 +83,7 @@ class Use:
     inputs: tuple[Tensor | None, ...] = ()
     outputs: tuple[Tensor | None, ...] = ()
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    pattern: str = ""
 
 
 class Doubt(NamedTuple):
@@ -57,15 +91,20 @@ class Doubt(NamedTuple):
 
     certain: bool
     text: str
+    condition: Condition
 
 
 class Verdict(NamedTuple):
-    """What a table says about one use, and the pass that removes the cause (None where there is none)."""
+    """What a table says about one use, and the pass that removes the cause (None where there is none).
+
+    Several causes have several passes, in the order of the causes, separated by ", ". lowers_to: see Rule.
+    """
 
     status: Status
     reason: str
     source: str
     fixed_by: str | None
+    lowers_to: str = ""
 
 
 class _Data(BaseModel):
@@ -76,9 +115,12 @@ class Rule(_Data):
     """One statement about one operator.
 
     since, until: opsets of its domain, both included; until None: no end. inputs, outputs: allowed types by position,
-    the last entry standing for all that follow. attributes: allowed values by name. constant_inputs: positions whose
-    value must be known before running. static_shape: no dynamic dimension anywhere. source: None means the table's.
-    fixed_by: the pass after which the operator is gone, or conforms.
+    the last entry standing for all that follow. min_rank, max_rank: of the first input, and of every tensor, since
+    operands may be scalars. batch: the first dimension of the first input. attributes: allowed values by name; each
+    element of a list must be one of them. constant_inputs: positions whose value must be known before running. values:
+    allowed elements of constant inputs by position. pattern: what the node must be a part of. static_shape: no dynamic
+    dimension anywhere. source: None means the table's. fixed_by: the pass after which the operator is gone, or
+    conforms. lowers_to: what the operator becomes in the runtime's own vocabulary, where that is another one.
     """
 
     op: str = Field(min_length=1)
@@ -87,10 +129,15 @@ class Rule(_Data):
     until: PositiveInt | None = None
     inputs: tuple[Dtypes, ...] = ()
     outputs: tuple[Dtypes, ...] = ()
+    min_rank: NonNegativeInt = 0
     max_rank: NonNegativeInt | None = None
     static_shape: bool = False
+    batch: PositiveInt | None = None
     constant_inputs: tuple[NonNegativeInt, ...] = ()
-    attributes: dict[str, tuple[int | float | str, ...]] = {}
+    values: dict[NonNegativeInt, tuple[int | float, ...]] = {}
+    attributes: dict[str, tuple[Scalar, ...]] = {}
+    pattern: str = ""
+    lowers_to: str = ""
     status: RuleStatus
     reason: str = ""
     source: str | None = None
@@ -114,26 +161,54 @@ class Rule(_Data):
         yield from _dtype_doubts("output", self.outputs, use.outputs)
         yield from self._shape_doubts(use)
         for position in self.constant_inputs:
-            tensor = use.inputs[position] if position < len(use.inputs) else None
+            tensor = _input(use, position)
             if tensor is not None and not tensor.constant:
-                yield Doubt(True, f"input {position} is not a constant")
+                yield Doubt(True, f"input {position} is not a constant", "constant")
+        for position, numbers in self.values.items():
+            yield from _value_doubts(position, numbers, _input(use, position))
         for name, allowed in self.attributes.items():
             value = use.attributes.get(name)
-            if value not in allowed:
-                yield Doubt(True, f"{name} is {value}; allowed: {', '.join(map(str, allowed))}")
+            if any(element not in allowed for element in (value if isinstance(value, tuple) else (value,))):
+                yield Doubt(True, f"{name} is {value}; allowed: {_listed(allowed)}", "attribute")
+        if self.pattern and use.pattern != self.pattern:
+            yield Doubt(True, f"it is not part of a {self.pattern} pattern", "pattern")
 
     def _shape_doubts(self, use: Use) -> Iterator[Doubt]:
-        if self.max_rank is None and not self.static_shape:
+        if (self.max_rank, self.batch, self.static_shape, self.min_rank) == (None, None, False, 0):
             return
         tensors = [tensor for tensor in (*use.inputs, *use.outputs) if tensor is not None]
         shapes = [tensor.shape for tensor in tensors if tensor.shape is not None]
         rank = max(map(len, shapes), default=0)
         if self.max_rank is not None and rank > self.max_rank:
-            yield Doubt(True, f"rank {rank}; at most {self.max_rank}")
+            yield Doubt(True, f"rank {rank}; at most {self.max_rank}", "rank")
+        first = _input(use, 0)
+        if first is not None and first.shape is not None and len(first.shape) < self.min_rank:
+            yield Doubt(True, f"rank {len(first.shape)}; at least {self.min_rank}", "rank")
+        batch = first.shape[0] if first is not None and first.shape is not None and len(first.shape) > 1 else None
+        if self.batch is not None and batch not in (self.batch, None):
+            yield Doubt(True, f"batch {batch}; allowed: {self.batch}", "batch")
         if self.static_shape and any(None in shape for shape in shapes):
-            yield Doubt(True, "a dimension is dynamic")
+            yield Doubt(True, "a dimension is dynamic", "dynamic")
         if len(shapes) < len(tensors):
-            yield Doubt(False, "the model does not give a rank")
+            yield Doubt(False, "the model does not give a rank", "rank")
+
+
+def _input(use: Use, position: int) -> Tensor | None:
+    return use.inputs[position] if position < len(use.inputs) else None
+
+
+def _listed(allowed: Iterable[Scalar]) -> str:
+    return ", ".join(map(str, allowed))
+
+
+def _value_doubts(position: int, allowed: tuple[int | float, ...], tensor: Tensor | None) -> Iterator[Doubt]:
+    if tensor is None:
+        return
+    if tensor.values is None:
+        text = "not known" if tensor.constant else "not a constant"
+        yield Doubt(not tensor.constant, f"the value of input {position} is {text}", "value")
+    elif any(element not in allowed for element in tensor.values):
+        yield Doubt(True, f"input {position} is {_listed(tensor.values)}; allowed: {_listed(allowed)}", "value")
 
 
 def _dtype_doubts(kind: str, allowed: tuple[Dtypes, ...], tensors: tuple[Tensor | None, ...]) -> Iterator[Doubt]:
@@ -142,13 +217,20 @@ def _dtype_doubts(kind: str, allowed: tuple[Dtypes, ...], tensors: tuple[Tensor 
         if types is None or tensor is None or tensor.dtype in types:
             continue
         if tensor.dtype is None:
-            yield Doubt(False, f"the model does not give the type of {kind} {position}")
+            yield Doubt(False, f"the model does not give the type of {kind} {position}", "dtype")
         else:
-            yield Doubt(True, f"{kind} {position} is {tensor.dtype}; allowed: {', '.join(types)}")
+            condition: Condition = "int64" if tensor.dtype == "int64" else "dtype"
+            yield Doubt(True, f"{kind} {position} is {tensor.dtype}; allowed: {', '.join(types)}", condition)
 
 
 class RuleTable(_Data):
-    """A runtime's rules. ``newest_opset`` is the last one they hold for, by domain: what is newer is unknown."""
+    """A runtime's rules. ``newest_opset`` is the last one they hold for, by domain: what is newer is unknown.
+
+    vocabulary: whose operators the rules name; the reader of a file says the same of what it reads. remedies: the pass
+    that removes the cause where a condition is broken and the rule names none. extends: another table whose rules
+    follow the own ones. unverified: why nothing here is known for this version; ``supported`` is then said as
+    ``partial``, and ``unsupported`` as ``unknown``.
+    """
 
     name: str = Field(min_length=1)
     runtime: str
@@ -156,7 +238,11 @@ class RuleTable(_Data):
     source: str
     generated_by: str
     newest_opset: dict[str, PositiveInt] = {}
-    rules: tuple[Rule, ...]
+    vocabulary: str = "onnx"
+    remedies: dict[Condition, str] = {}
+    extends: str | None = None
+    unverified: str = ""
+    rules: tuple[Rule, ...] = ()
 
     @cached_property
     def _by_operator(self) -> dict[tuple[str, str], list[Rule]]:
@@ -167,6 +253,14 @@ class RuleTable(_Data):
 
     def judge(self, use: Use) -> Verdict:
         """What the table says about one node: the first rule that holds, or why none can be said to."""
+        verdict = self._judged(use)
+        if not self.unverified or verdict.status in ("partial", "unknown"):
+            return verdict
+        if verdict.status == "supported":
+            return verdict._replace(status="partial", reason=self.unverified)
+        return self._unknown(f"{self.unverified}: {verdict.reason}")
+
+    def _judged(self, use: Use) -> Verdict:
         known = self._by_operator.get((use.domain, use.op))
         if not known:
             return self._unknown("no rule for this operator")
@@ -191,18 +285,27 @@ class RuleTable(_Data):
                 break  # an earlier rule may hold or not, and the answer hangs on it
             else:
                 remedy = None if rule.status == "supported" else rule.fixed_by
-                return Verdict(rule.status, rule.reason, rule.source or self.source, remedy)
+                return Verdict(rule.status, rule.reason, rule.source or self.source, remedy, rule.lowers_to)
         if undecided is not None:
-            return self._unknown("; ".join(doubt.text for doubt in undecided[1]))
+            unranked = any(doubt.condition == "rank" for doubt in undecided[1])  # it hangs on a dynamic dimension
+            remedy = self.remedies.get("dynamic") if unranked else None
+            return self._unknown("; ".join(doubt.text for doubt in undecided[1]), remedy)
         # breaking a rule that says what does not run proves nothing
         limits = [(rule, doubts) for rule, doubts in broken if rule.status != "unsupported"]
         if not limits:
             return self._unknown("no rule for this use of the operator")
         rule, doubts = min(limits, key=lambda limit: len(limit[1]))
-        return Verdict("unsupported", "; ".join(d.text for d in doubts), rule.source or self.source, rule.fixed_by)
+        reason = "; ".join(doubt.text for doubt in doubts)
+        remedy = self._remedy(rule, doubts)
+        return Verdict("unsupported", reason, rule.source or self.source, remedy, rule.lowers_to)
 
-    def _unknown(self, reason: str) -> Verdict:
-        return Verdict("unknown", reason, self.source, None)
+    def _remedy(self, rule: Rule, doubts: list[Doubt]) -> str | None:
+        """The passes that remove every cause; None where one cause has none."""
+        found = [self.remedies.get(doubt.condition, rule.fixed_by) for doubt in doubts]
+        return ", ".join(dict.fromkeys(name for name in found if name)) if all(found) else None
+
+    def _unknown(self, reason: str, remedy: str | None = None) -> Verdict:
+        return Verdict("unknown", reason, self.source, remedy)
 
 
 def table_names() -> list[str]:
@@ -217,9 +320,29 @@ def load_table(name: str) -> RuleTable:
     if not entry.is_file():
         raise UnknownName("rule table", name, table_names())
     try:
-        return parse_table(entry.read_text(encoding="utf-8"))
+        table = parse_table(entry.read_text(encoding="utf-8"))
     except ValidationError as e:
         raise EdgeSamDeployError(f"{name}.json is not a rule table: {e}; generate it again or reinstall") from e
+    return table if table.extends is None else _extended(table, load_table(table.extends))
+
+
+def _extended(table: RuleTable, base: RuleTable) -> RuleTable:
+    theirs = (rule.model_copy(update={"source": rule.source or base.source}) for rule in base.rules)
+    inherited = {
+        "rules": (*table.rules, *theirs),
+        "newest_opset": table.newest_opset or base.newest_opset,
+        "remedies": {**base.remedies, **table.remedies},
+        "vocabulary": base.vocabulary,
+    }
+    return table.model_copy(update=inherited)
+
+
+def report_table(name: str) -> RuleTable:
+    """The table a user means by ``name``: one of REPORTS, of ALIASES, or a table's own name. Raises UnknownName."""
+    known = REPORTS.get(ALIASES.get(name, name), name)
+    if known not in table_names():
+        raise UnknownName("target", name, [*REPORTS, *ALIASES])
+    return load_table(known)
 
 
 def parse_table(text: str) -> RuleTable:

@@ -44,7 +44,7 @@ def test_counts(case: str) -> None:
     assert found == SOFT | {"div": 1}
 
 
-@pytest.mark.parametrize(("offset", "value"), [(0.0, 0.5), (0.1, 0.99331), (-0.1, 0.00669), (1.0, 1.0), (-1.0, 0.0)])
+@pytest.mark.parametrize(("offset", "value"), [(0.0, 0.5), (0.05, 0.99331), (-0.05, 0.00669), (1.0, 1.0), (-1.0, 0.0)])
 @pytest.mark.parametrize("above", [True, False])
 def test_one_pixel(offset: float, value: float, above: bool) -> None:
     module = Calls(lambda _, x: (x > 1.5 if above else x < 1.5).float().sum())

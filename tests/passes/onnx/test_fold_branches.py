@@ -24,7 +24,11 @@ TEXT = """part (float[2] x, bool[1] f) => (float[2] y, float[2] z)
     [("yes", {"Exp": 1, "Mul": 2, "Add": 1, "Identity": 3}), ("no", {"Exp": 1, "Neg": 1, "Identity": 4, "Mul": 1})],
 )
 def test_the_branch_that_is_taken(condition: str, left: dict[str, int]) -> None:
-    assert counts(rewritten(parsed(TEXT % condition), fold_branches, 1)) == left
+    after = rewritten(parsed(TEXT % condition), fold_branches, 1)
+    assert counts(after) == left
+    inside = [v for node in after.onnx.graph for v in node.outputs if v.is_graph_output()]
+    assert [v.name for v in inside] == ["y", "z"], "the branch's own outputs are none any more"
+    assert not {"yes", "no"} & set(after.onnx.graph.initializers), "nobody reads the condition any more"
 
 
 def test_a_condition_of_the_input_stays() -> None:

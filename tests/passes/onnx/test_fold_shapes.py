@@ -46,6 +46,14 @@ def test_a_chain_of_reshapes_in_one_sweep() -> None:
         ("s = Shape<start = 1>(x) k = Reshape(s, minus)", [4, 5]),
         ("s = Shape<start = 1>(x) t = Shape<start = 2>(x) k = Concat<axis = 0>(s, one, t)", [4, 5, 1, 5]),
         ("w = Transpose<perm = [2, 1, 0]>(x) s = Shape<end = 2>(w) k = Identity(s)", [5, 4]),
+        ("s = Shape(x) t = Mul(s, two) k = Gather(t, at)", [10, 8]),  # the first is unknown, the others are not
+        ("s = Shape<start = 1>(x) t = Div(s, minus) k = Identity(t)", [-4, -5]),
+        ("s = Shape<start = 1>(x) t = Sub(one, s) k = Div(t, minus)", [3, 4]),
+        ("s = Shape<start = 1>(x) t = Sub(two, s) k = Div(t, three)", [0, -1]),
+        ("s = Shape(x) k = Slice(s, one, three, zero)", [4, 5]),
+        ("s = Shape(x) k = Slice(s, one, three, zero, one)", [4, 5]),
+        ("s = Shape(x) k = Slice(s, one, three, zero, )", [4, 5]),  # no steps given
+        ("s = Shape<start = 1>(x) k = Gather<axis = -1>(s, zero)", [4]),
         ("w = Slice(x, zero, zero, one) q = Size(z) o = Unsqueeze(q, zero) k = Identity(o)", [6]),
     ],
 )
@@ -72,12 +80,88 @@ def test_values(body: str, expected: list[int]) -> None:
         "s = Shape<end = 1>(x) k = Mul(s, two)",
         "s = Shape<end = 1>(x) k = Concat<axis = 0>(s, two)",
         "k = Gather(i, zero)",
+        "s = Size(x) k = Unsqueeze(s, zero)",
+        "k = Add(i, i)",
     ],
 )
 def test_what_depends_on_the_input_stays(body: str) -> None:
     text = f"""part (float[n,4,5] x, int64[3] i) => (int64[k] y) <int64[1] zero = {{0}}, int64[1] two = {{2}}> {{
         {body} y = Neg(k) }}"""
     rewritten(parsed(text), fold_shapes, 0)
+
+
+@pytest.mark.parametrize(
+    ("body", "left"),
+    [
+        ("s = Shape<start = 1>(x) k = Slice(s, zero, three, zero, two)", {"Slice": 1}),  # in steps
+        ("s = Shape<start = 1>(x) k = Slice(s, i, three)", {"Slice": 1}),
+        ("s = Shape<start = 1>(x) k = Slice(s, zero, i)", {"Slice": 1}),
+        ("s = Shape<start = 1>(x) k = Slice(s, zero, three, zero, i)", {"Slice": 1}),
+        ("s = Shape<start = 1>(x) k = Gather(s, i)", {"Gather": 1}),
+        ("s = Shape<start = 1>(x) k = Add(i, s)", {"Add": 1}),
+        ("s = Shape<start = 1>(x) f = Cast<to = 1>(s) k = Cast<to = 7>(f)", {"Cast": 2}),  # fp32 holds no large integer
+        ("s = Shape<start = 1>(x) k = Div(s, zero)", {"Div": 1}),  # whatever the runtime does
+    ],
+)
+def test_what_is_computed_from_a_known_shape_but_not_itself_known(body: str, left: dict[str, int]) -> None:
+    text = f"""part (float[n,4,5] x, int64[1] i) => (int64[k] y)
+        <int64[1] zero = {{0}}, int64[1] two = {{2}}, int64[1] three = {{3}}> {{ {body} y = Neg(k) }}"""
+    program = parsed(text)
+    assert fold_shapes(program) == 1
+    assert counts(program) == {**left, "Neg": 1}
+
+
+def test_nodes_with_bodies_and_of_other_domains_are_no_sites() -> None:
+    text = """part (float[2] x, bool f) => (float[2] y) {
+        a = mine.Shape(x)
+        y = If (f) <then_branch = t () => (float[2] b) { b = Exp(x) },
+            else_branch = e () => (float[2] c) { c = Abs(x) }> }"""
+    program = parsed(text, infer=False)
+    assert fold_shapes(program) == 0
+
+
+def test_places_out_of_range_are_the_runtimes_to_refuse() -> None:
+    text = """part (float[n,4,5] x) => (int64[1] y) <int64[1] two = {2}> {
+        s = Shape<start = 1>(x) k = Gather(s, two) y = Neg(k) }"""
+    program = parsed(text, infer=False)
+    fold_shapes(program)
+    assert counts(program) == {"Gather": 1, "Neg": 1}
+
+
+def test_a_matrix_of_integers_is_no_shape() -> None:
+    """Gather and Concat of more than one axis go by axes that a list does not have."""
+    text = """part (float[2,3] x) => (int64[2,4] y) <int64[2,2] m = {1, 2, 3, 4}> {
+        a = Concat<axis = 1>(m, m) y = Neg(a) }"""
+    rewritten(parsed(text), fold_shapes, 0)
+    text = """part (float[2,3] x) => (int64[1,2] y) <int64[2,2] m = {1, 2, 3, 4}, int64[1] one = {1}> {
+        a = Gather(m, one) y = Neg(a) }"""
+    rewritten(parsed(text), fold_shapes, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "sites"),
+    [
+        ("part (float x) => (int64[64] y) <int64 one = {1}> { t = Add(table, one) y = Neg(t) }", 1),
+        ("part (float x) => (int64[65] y) <int64 one = {1}> { t = Add(table, one) y = Neg(t) }", 0),
+        ("part (float x) => (int64[64] y) <int64[1] one = {1}> { t = Add(one, table) y = Neg(t) }", 1),
+        ("part (float x) => (int64[65] y) <int64[1] one = {1}> { t = Concat<axis = 0>(table, one) y = Neg(t) }", 0),
+        ("part (float x) => (int64[64] y) <int64[1] one = {1}> { t = Concat<axis = 0>(table, one) y = Neg(t) }", 1),
+    ],
+)
+def test_more_than_64_numbers_are_data(text: str, sites: int) -> None:
+    size = int(text.partition("int64[")[2].partition("]")[0]) - ("Concat" in text)
+    table = f", int64[{size}] table = {{{', '.join(map(str, range(size)))}}}>"
+    rewritten(parsed(text.replace(">", table, 2).replace(f"={table}", "=>")), fold_shapes, sites)
+
+
+def test_a_dimension_that_was_unknown_beside_one_that_stays_so() -> None:
+    text = """part (float[n,4,5] x) => (int64[1] y) <int64[2] rows = {0, -1}> {
+        r = Reshape(x, rows) w = Neg(r) s = Shape<start = 1>(w) k = Identity(s) y = Neg(k) }"""
+    program = parsed(text, infer=False)
+    assert fold_shapes(program) > 0
+    assert counts(program) == {"Neg": 1}
+    (name,) = (v.name for v in next(iter(program.onnx.graph)).inputs if v is not None)
+    assert initializer(program, str(name)).tolist() == [20]
 
 
 @given(

@@ -25,6 +25,12 @@ def test_everywhere() -> None:
     after = rewritten(program(), freeze_dims({"n": 3}), 5)  # x, a, y, b, c
     values = [v for g in after.onnx.graphs() for v in [*g.inputs, *(v for n in g for v in n.outputs)]]
     assert {str(v.shape) for v in values} == {"[3,m]", "[]"}
+    assert freeze_dims({"n": 3}).name == "freeze_dims"  # what a report calls it
+
+
+def test_values_of_unknown_shape() -> None:
+    found = parsed("part (float[n] x) => (float[n] y) { a = Neg(x) y = Exp(a) }", infer=False)
+    assert freeze_dims({"n": 3})(found) == 2  # x and y
 
 
 def test_names_that_are_not_there() -> None:

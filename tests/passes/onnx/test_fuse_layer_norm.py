@@ -20,6 +20,8 @@ SPELLINGS = {
     "reciprocal": CENTRED + VARIANCE + "d = Sqrt(e) r = Reciprocal(d) n = Mul(c, r)",
     "one over": CENTRED + VARIANCE + "d = Sqrt(e) r = Div(one, d) n = Mul(r, c)",
     "power": CENTRED + VARIANCE + "d = Pow(e, minus_half) n = Mul(c, d)",
+    "axes said to be kept": (CENTRED + VARIANCE).replace("ReduceMean", "ReduceMean<keepdims = 1>")
+    + "d = Sqrt(e) n = Div(c, d)",
     "root as power": CENTRED + VARIANCE + "d = Pow(e, half) n = Div(c, d)",
 }
 
@@ -104,6 +106,10 @@ def test_over_channels(shape: str, perms: tuple[list[int], list[int]]) -> None:
         ("Div(c, d)", "Mul(c, d)"),
         ("d = Sqrt(e)", "d = Pow(e, two)"),
         ("d = Sqrt(e) n = Div(c, d)", "d = Sqrt(e) r = Div(half, d) n = Mul(c, r)"),
+        ("d = Sqrt(e) n = Div(c, d)", "d = Pow(e, half) n = Mul(c, d)"),
+        ("d = Sqrt(e) n = Div(c, d)", "d = Pow(e, minus_half) n = Div(c, d)"),
+        ("d = Sqrt(e) n = Div(c, d)", "d = Sqrt(e) r = Reciprocal(d) n = Div(c, r)"),
+        ("d = Sqrt(e) n = Div(c, d)", "d = Sqrt(e) r = Div(d, one) n = Mul(c, r)"),
     ],
 )
 def test_what_only_looks_like_it(old: str, new: str) -> None:

@@ -29,12 +29,20 @@ def test_one_place(place: int, axis: int) -> None:
 @pytest.mark.parametrize("places", ["0", "1,2", "0,2,4", "-2,-1", "0,1,2,3,4"])
 def test_several(places: str) -> None:
     kind = f"[{places.count(',') + 1}]"
-    assert counts(rewritten(program(places, kind=kind), legalize_gather, 1)) == {"Slice": 1, "Neg": 1}
+    after = rewritten(program(places, kind=kind), legalize_gather, 1)
+    assert counts(after) == {"Slice": 1, "Neg": 1}
+    result = next(iter(after.onnx.graph)).outputs[0]
+    assert str(result.shape) == f"[2,{places.count(',') + 1},3]", "what later passes read"
 
 
 @pytest.mark.parametrize("places", ["1,0", "0,0", "0,1,3", "4,2,0", "-1,0"])
 def test_uneven_places_stay(places: str) -> None:
     rewritten(program(places, kind=f"[{places.count(',') + 1}]"), legalize_gather, 0)
+
+
+@pytest.mark.parametrize(("opset", "sites"), [(9, 0), (10, 1)])
+def test_since_a_slice_takes_its_bounds_as_inputs(opset: int, sites: int) -> None:
+    rewritten(program("2", opset=opset), legalize_gather, sites)
 
 
 def test_a_graph_output_keeps_its_name() -> None:

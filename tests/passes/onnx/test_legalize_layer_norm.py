@@ -61,6 +61,13 @@ def test_leaves_alone(rows: str, body: str) -> None:
     rewritten(program(rows, body), legalize_layer_norm, 0)
 
 
+def test_an_unknown_shape_is_left_alone() -> None:
+    before = program()
+    for node in before.onnx.graph:
+        node.outputs[0].shape = None
+    assert legalize_layer_norm(before) == 0
+
+
 def test_a_norm_over_more_axes() -> None:
     text = """part (float[1,1000,2] x) => (float[1,1000,2] y) <float[2] scale = {1, 2}> {
         s = Add(x, x)

@@ -40,6 +40,11 @@ def test_computed_depths_and_unknown_shapes_stay() -> None:
     rewritten(parsed(text), legalize_one_hot, 0)
 
 
+def test_places_that_are_no_integers_stay() -> None:
+    """ONNX cuts 1.5 down to 1, a comparison would not."""
+    assert legalize_one_hot(program(kind="float")) == 0
+
+
 @pytest.mark.parametrize(("depth", "sites"), [(4096, 1), (4097, 0)])
 def test_large_depths_stay(depth: int, sites: int) -> None:
     text = f"""part (int64[2] x) => (float[2,{depth}] y)

@@ -72,6 +72,24 @@ def test_slices_to_the_end() -> None:
     assert all(v.dtype == INT32 for v in next(iter(after.onnx.graph)).inputs[1:] if v is not None)
 
 
+def test_slices_backwards_from_the_end() -> None:
+    after = narrowed(
+        """part (float[9] x) => (float[9] y)
+        <int64[1] a = {9223372036854775807}, int64[1] b = {-9223372036854775807}, int64[1] c = {0}, int64[1] d = {-1}>
+            { y = Slice(x, a, b, c, d) }""",
+        1,
+    )
+    assert all(v.dtype == INT32 for v in next(iter(after.onnx.graph)).inputs[1:] if v is not None)
+
+
+def test_any_number_of_operands() -> None:
+    after = narrowed(
+        """part (int64[3] x) => (float[7] y) <int64[1] one = {1}> {
+            a = Neg(x) b = Concat<axis = 0>(a, one, a) y = Cast<to = 1>(b) }""", 2,
+    )  # fmt: skip
+    assert dtypes(after) == {"Cast": ir.DataType.FLOAT, "Neg": INT32, "Concat": INT32}
+
+
 @pytest.mark.parametrize("value", [2**31, -(2**31) - 1])
 def test_large_constants_stay(value: int) -> None:
     rewritten(
@@ -91,6 +109,17 @@ def test_results_that_are_int64_by_definition() -> None:
         "part (float[4,5] x) => (float[4,4] y) { i = ArgMax<axis = 1, keepdims = 0>(x) y = Gather<axis = 1>(x, i) }", 1
     )
     assert dtypes(after) == {"ArgMax": INT64, "Cast": INT32, "Gather": ir.DataType.FLOAT}
+
+
+def test_a_result_whose_type_an_attribute_says_that_is_not_rewritten() -> None:
+    program = parsed(
+        """part (float[2,5] x) => (float[2,3] y) {
+            m = Multinomial<dtype = 7, sample_size = 3>(x) s = Add(m, m) y = Cast<to = 1>(s) }"""
+    )
+    assert narrow_int64_data(program) == 1
+    assert dtypes(program)["Multinomial"] == INT64
+    assert dtypes(program)["Add"] == INT32
+    onnx.checker.check_model(ir.to_proto(program.onnx), full_check=True)
 
 
 def test_types_in_attributes() -> None:
@@ -146,6 +175,14 @@ def test_force() -> None:
     assert [a.i for n in proto.graph.node if n.op_type == "Cast" for a in n.attribute] == [6]
     assert "not standard ONNX" in program.onnx.metadata_props["edgesam_deploy.int64"]
     assert force_int32(program.onnx) == 0
+
+
+def test_force_leaves_other_types_alone() -> None:
+    program = parsed("part (int64[3] x) => (float[3] y) { i = Add(x, x) y = Cast<to = 1>(i) }")
+    assert force_int32(program.onnx) == 2  # x and i
+    assert dtypes(program) == {"Add": INT32, "Cast": ir.DataType.FLOAT}
+    (cast,) = (n for n in program.onnx.graph if n.op_type == "Cast")
+    assert cast.attributes["to"].as_int() == ir.DataType.FLOAT
 
 
 def test_force_refuses_to_change_a_value() -> None:

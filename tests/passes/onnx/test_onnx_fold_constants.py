@@ -16,6 +16,15 @@ from edgesam_deploy.passes.onnx import eliminate_identity, fold_constants
 module = import_module("edgesam_deploy.passes.onnx.fold_constants")
 
 
+@pytest.mark.parametrize(("rows", "left"), [(8192, {"Gather": 1}), (8193, {"Expand": 1, "Gather": 1})])
+def test_the_largest_result_that_is_stored(rows: int, left: dict[str, int]) -> None:
+    """64 Mi elements; of bytes here, to keep the test small."""
+    program = parsed(f"""part (int64[1] x) => (uint8[1,8192] y)
+        <uint8[1] one = {{1}}, int64[2] size = {{{rows}, 8192}}> {{ e = Expand(one, size) y = Gather(e, x) }}""")
+    fold_constants(program)
+    assert counts(program) == left
+
+
 def test_a_constant_subgraph() -> None:
     after = rewritten(
         parsed("""

@@ -7,7 +7,21 @@ import onnx_ir as ir
 import pytest
 from passes.programs import parsed
 
-from edgesam_deploy.passes.onnx.graph import add_initializer, constant, dims, replace_value, static_shape
+from edgesam_deploy.passes.onnx.graph import (
+    add_initializer,
+    add_node,
+    constant,
+    count_removed,
+    dims,
+    has_graphs,
+    integers,
+    is_standard,
+    opset,
+    rank,
+    replace_value,
+    scalar,
+    static_shape,
+)  # fmt: skip
 from edgesam_deploy.passes.program import Program
 
 
@@ -89,7 +103,89 @@ def test_replace_value(old: str, new: str, possible: bool) -> None:
         assert found[new].is_graph_output() is (old == "y")
 
 
+def test_integers_and_scalars() -> None:
+    graph = program().onnx.graph
+    added = {
+        str(kind): add_initializer(graph, "n", np.array([3], kind)) for kind in ("int64", "uint8", "float16", "bool")
+    }
+    assert {kind: scalar(value) for kind, value in added.items()} == {
+        "int64": 3.0, "uint8": 3.0, "float16": 3.0, "bool": None,
+    }  # fmt: skip
+    assert [kind for kind, value in added.items() if integers(value) is not None] == ["int64", "uint8"]
+    found = values(program())
+    assert scalar(found["w"]) is None, "three numbers"
+    assert scalar(found["x"]) is scalar(found["a"]) is scalar(None) is None
+    assert integers(found["x"]) is integers(None) is None
+
+
+def test_a_scalar_that_a_caller_may_replace_is_none() -> None:
+    """An initialiser that is an input as well is only a default."""
+    graph = program().onnx.graph
+    value = add_initializer(graph, "default", np.float32(2))
+    assert scalar(value) == 2
+    graph.inputs.append(value)
+    assert scalar(value) is None
+    assert constant(value) is None
+
+
+def test_add_node() -> None:
+    """In front of the other one, named and typed after it unless something else is said."""
+    before = program()
+    graph, found = before.onnx.graph, values(before)
+    other = found["b"].producer()
+    assert other is not None
+    first = add_node(other, "Exp", [found["a"]])
+    second = add_node(other, "Not", [found["a"]], name="b_exp", dtype=ir.DataType.BOOL, shape=["n", 3])
+    third = add_node(other, "Clip", [found["a"], None, found["c"]], {"x": 1})
+    names = [node.outputs[0].name for node in graph]
+    assert names == ["c", "a", "b_exp", "b_exp_1", "b_clip", "b", "y", "z"]
+    assert (first.dtype, first.shape) == (ir.DataType.FLOAT, None)
+    assert (second.dtype, str(second.shape)) == (ir.DataType.BOOL, "[n,3]")
+    node = third.producer()
+    assert node is not None
+    assert (node.inputs, node.attributes["x"].as_int()) == ((found["a"], None, found["c"]), 1)
+    assert add_initializer(graph, "b_clip", np.float32(1)).name == "b_clip_1", "its name is taken now"
+    other.outputs[0].type = None
+    assert add_node(other, "Exp", [found["a"]]).type is None
+
+
+def test_what_a_node_is() -> None:
+    text = """part (float[2] x, bool f) => (float[2] y) { a = Neg(x)
+        y = If (f) <then_branch = t () => (float[2] b) { b = Exp(a) },
+            else_branch = e () => (float[2] c) { c = Abs(a) }>
+    }"""
+    neg, branch = parsed(text).onnx.graph
+    assert (has_graphs(neg), has_graphs(branch)) == (False, True)
+    assert is_standard(neg)
+    assert is_standard(neg, "Exp", "Neg")
+    assert not is_standard(neg, "Exp")
+    neg.domain = "ai.onnx"
+    assert is_standard(neg, "Neg")
+    neg.domain = "com.microsoft"
+    assert not is_standard(neg, "Neg")
+    assert not is_standard(neg)
+
+
+def test_the_opset_under_both_names_of_the_domain() -> None:
+    before = program()
+    assert opset(before) == 20
+    before.onnx.opset_imports["ai.onnx"] = before.onnx.opset_imports.pop("")
+    assert opset(before) == 20
+    del before.onnx.opset_imports["ai.onnx"]
+    assert opset(before) == 1
+
+
+def test_how_many_nodes_a_pass_removed() -> None:
+    before = program()
+    graph = before.onnx.graph
+    add_node(graph[-1], "Exp", [graph.inputs[0]])
+    add_node(graph[-1], "Exp", [graph.inputs[0]])
+    assert count_removed(before, ir.passes.common.RemoveUnusedNodesPass()) == 2
+    assert count_removed(before, ir.passes.common.RemoveUnusedNodesPass()) == 0
+
+
 def test_shapes() -> None:
+    assert [rank(v) for v in (values(program())["x"], values(program())["c"], None)] == [2, 0, None]
     found = values(program())
     assert static_shape(found["w"]) == (3,)
     assert static_shape(found["c"]) == ()

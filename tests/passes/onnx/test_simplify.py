@@ -21,7 +21,27 @@ def test_fewer_nodes() -> None:
 
 
 def test_nothing_to_do() -> None:
-    rewritten(parsed("part (float[2] x) => (float[2] y) { y = Sin(x) }"), simplify, 0)
+    before = parsed("part (float[2] x) => (float[2] y) { y = Sin(x) }")
+    rewritten(before, simplify, 0)
+    model = before.onnx
+    assert simplify(before) == 0
+    assert before.onnx is model, "it was rewritten without need"
+
+
+def test_the_file_format_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A converter that reads formats up to 8 must not be given 10 because onnxsim was built with a newer onnx."""
+
+    def newer(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
+        model.ir_version = 10
+        del model.graph.node[2:]
+        model.graph.node[1].output[0] = "y"
+        return model, True
+
+    monkeypatch.setitem(sys.modules, "onnxsim", SimpleNamespace(simplify=newer))
+    program = parsed(TEXT)
+    program.onnx.ir_version = 8
+    assert simplify(program) == 1
+    assert program.onnx.ir_version == 8
 
 
 def test_a_foreign_domain_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

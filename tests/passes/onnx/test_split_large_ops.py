@@ -27,6 +27,7 @@ def program(body: str, output: str, x: str = "2,3", w: str = "3,4", bias: str = 
         ("y = Gemm<transB = 1, alpha = 2.0>(x, w, b)", "Gemm", "2,4", "2,3", "4,3"),
         ("y = Conv(x, w, b)", "Conv", "1,4,2,2", "1,3,2,2", "4,3,1,1"),
         ("y = Conv(x, w)", "Conv", "1,4,2,2", "1,3,2,2", "4,3,1,1"),
+        ("y = Conv<group = 1>(x, w)", "Conv", "1,4,2,2", "1,3,2,2", "4,3,1,1"),
     ],
 )
 @pytest.mark.parametrize(("parts", "rest"), [(2, 0), (3, 1), (4, 0)])

@@ -1,0 +1,157 @@
+"""From a file and the names of targets to the report: one row per operator, target and verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal
+
+from edgesam_deploy.errors import UsageError
+from edgesam_deploy.ops.onnx_graph import Graph
+from edgesam_deploy.targets.rules import REPORTS, SEVERITY, RuleTable, Status, Use, Verdict, report_table
+
+SCHEMA = 1
+ALL = "all"
+# what a tracer leaves behind of shapes and indices it did not know, and which static graphs do without
+DEBRIS = frozenset({"Shape", "Gather", "OneHot", "Tile", "If", "Loop", "NonZero", "Where", "Expand"})
+FailOn = Literal["unsupported", "partial"]
+_FAILING: dict[FailOn, tuple[Status, ...]] = {
+    "unsupported": ("unsupported", "unknown"),
+    "partial": ("unsupported", "unknown", "partial"),
+}
+READERS: Mapping[str, str] = {".onnx": "edgesam_deploy.ops.onnx_graph:read_onnx"}  # by the end of a file's name
+
+
+@dataclass(frozen=True)
+class OpsRow:
+    """Nodes of one operator with one verdict. ``dtypes`` and ``ranks`` are of all their inputs and outputs.
+
+    source, version: where the rule comes from and which runtime version it speaks of. fixed_by: the pass after which
+    the cause is gone, or several. nodes: names in the graph's order; an unnamed node goes by its first output.
+    lowers_to: what the operator becomes in the runtime's own vocabulary, where the rule says so.
+    """
+
+    target: str
+    operator: str
+    domain: str
+    count: int
+    dtypes: tuple[str, ...]
+    ranks: tuple[int, ...]
+    status: Status
+    reason: str
+    source: str
+    version: str
+    fixed_by: str | None
+    nodes: tuple[str, ...]
+    lowers_to: str = ""
+
+
+@dataclass(frozen=True)
+class OpsReport:
+    """The report on one file: rows by target as asked, worst status first, then by operator."""
+
+    file: str
+    opsets: Mapping[str, int]
+    targets: tuple[str, ...]
+    rows: tuple[OpsRow, ...]
+
+    @property
+    def worst(self) -> Status:
+        """The worst status of any row; ``supported`` for a graph without nodes."""
+        return max((row.status for row in self.rows), key=SEVERITY.index, default="supported")
+
+    def failures(self, fail_on: FailOn = "unsupported") -> tuple[OpsRow, ...]:
+        """The rows that a gate at ``fail_on`` rejects; what is unknown counts as unsupported."""
+        return tuple(row for row in self.rows if row.status in _FAILING[fail_on])
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON-ready data, the same for the same file whatever folder it lies in."""
+        return {"schema": SCHEMA, "worst": self.worst, "totals": self.totals(), **asdict(self)}
+
+    def totals(self) -> dict[str, dict[Status, int]]:
+        """Number of nodes by target and status."""
+        return {
+            target: {s: sum(r.count for r in self.rows if (r.target, r.status) == (target, s)) for s in SEVERITY}
+            for target in self.targets
+        }
+
+
+def report(
+    model_path: Path, targets: Sequence[str], *, title: str = "", rules: Mapping[str, str] | None = None
+) -> OpsReport:
+    """Judge every node of a file by the rules of each target; ``all`` stands for every one that speaks its vocabulary.
+
+    title: how the report calls the file, instead of by its name. rules: another table for a target than REPORTS says.
+    Raises UnknownName for a target, UsageError for a file that is missing, truncated, or of a kind that has no reader.
+    """
+    path = Path(model_path)
+    names = tuple(dict.fromkeys(targets))
+    if not names:
+        raise UsageError("no target to report on; name one or more with --target")
+    tables = {name: report_table((rules or {}).get(name, name)) for name in names if name != ALL}
+    graph = read(path)
+    if ALL in names:
+        every = {name: report_table(name) for name in REPORTS}
+        tables |= {name: table for name, table in every.items() if table.vocabulary == graph.vocabulary}
+    for name, table in tables.items():
+        if table.vocabulary != graph.vocabulary:
+            raise UsageError(f"{path}: {name} judges {table.vocabulary} operators, the file holds {graph.vocabulary}")
+    rows = [row for name, table in tables.items() for row in _rows(name, table, graph.uses)]
+    return OpsReport(title or path.name, graph.opsets, tuple(tables), tuple(rows))
+
+
+def read(path: Path) -> Graph:
+    """The uses of operators in a file, by the reader for its suffix; a file without a known one is read as ONNX."""
+    module, _, function = READERS.get(path.suffix, READERS[".onnx"]).partition(":")
+    reader: Callable[[Path], Graph] = getattr(import_module(module), function)
+    return reader(path)
+
+
+def parts_report(target: str, files: Mapping[str, Path], *, rules: str | None = None) -> dict[str, Any]:
+    """The content of a bundle's ops.json: the target's report on each part whose kind can be read, by part name.
+
+    rules: the table that judges them, where that is another than the one of the target's name (a profile's).
+    """
+    table = None if rules is None else {target: rules}
+    known = {name: file for name, file in sorted(files.items()) if file.suffix in READERS}
+    reports = {name: report(file, [target], rules=table) for name, file in known.items()}
+    return {"schema": SCHEMA, "target": target, "parts": {name: found.to_json() for name, found in reports.items()}}
+
+
+def debris(report: OpsReport) -> list[str]:
+    """``operator name`` of each node that a static graph should not hold, in standard ONNX."""
+    found = (f"{row.operator} {node}" for row in report.rows if _is_debris(row) for node in row.nodes)
+    return sorted(set(found))  # a set: every target has a row for the same nodes
+
+
+def _is_debris(row: OpsRow) -> bool:
+    return row.domain == "" and row.operator in DEBRIS
+
+
+def _rows(target: str, table: RuleTable, uses: Sequence[Use]) -> list[OpsRow]:
+    groups: dict[tuple[str, str, Verdict], list[Use]] = {}
+    for use in uses:
+        groups.setdefault((use.domain, use.op, table.judge(use)), []).append(use)
+    rows = [_row(target, table, verdict, same) for (_, _, verdict), same in groups.items()]
+    return sorted(rows, key=lambda row: (-SEVERITY.index(row.status), row.domain, row.operator, row.reason))
+
+
+def _row(target: str, table: RuleTable, verdict: Verdict, uses: Sequence[Use]) -> OpsRow:
+    tensors = {tensor for use in uses for tensor in (*use.inputs, *use.outputs) if tensor is not None}
+    return OpsRow(
+        target=target,
+        operator=uses[0].op,
+        domain=uses[0].domain,
+        count=len(uses),
+        dtypes=tuple(sorted({tensor.dtype for tensor in tensors if tensor.dtype is not None})),
+        ranks=tuple(sorted({len(tensor.shape) for tensor in tensors if tensor.shape is not None})),
+        status=verdict.status,
+        reason=verdict.reason,
+        source=verdict.source,
+        version=f"{table.runtime} {table.version}",
+        fixed_by=verdict.fixed_by,
+        nodes=tuple(use.name for use in uses),
+        lowers_to=verdict.lowers_to,
+    )
