@@ -48,6 +48,7 @@ ROOT = Path(__file__).parents[1]
 PASSES = Path("edgesam_deploy/passes")
 RESULTS = ROOT / "benchmarks" / "results"
 MORE = {  # tests beside the mirrored file, where a module is tested through another
+    "engine.py": ("test_engine_proofs.py",),
     "execute.py": ("test_program.py", "test_engine.py"),
     "joint.py": ("test_hoist_image_side.py",),
     "correspondence.py": ("test_bisect.py",),
