@@ -26,10 +26,10 @@ class Bounds:
 
 UNCLAIMED = Bounds(relative_l2=0.1, mask_iou=0.9, best_mask_flips=0, claimed=False)
 # by precision, or by "target precision" where a runtime earns a row of its own
-# qnn: 40 dB for the encoder (w8a16: 24 dB); a decoder of 42 dB (30 dB) behind it adds its own error to that
+# qnn: 40 dB for the encoder; a decoder of 42 dB behind it adds its own error to that
 BOUNDS = {
     "qnn fp16": Bounds(relative_l2=1e-2, mask_iou=0.99, best_mask_flips=0, class_flips=1e-2, answers=1.3e-2),
-    "qnn w8a16": Bounds(relative_l2=6e-2, mask_iou=0.97, best_mask_flips=1, class_flips=2e-2, answers=7e-2),
+    "qnn w8a16": UNCLAIMED,
     "qnn w8a8": UNCLAIMED,
     "fp32": Bounds(relative_l2=1e-4, mask_iou=0.9999, best_mask_flips=0),
     "tflite fp16": Bounds(relative_l2=2.5e-3, mask_iou=0.995, best_mask_flips=0, class_flips=2.5e-3),
@@ -38,6 +38,10 @@ BOUNDS = {
     "tflite w8a16": UNCLAIMED,
     "coreml fp32": Bounds(relative_l2=1e-4, mask_iou=0.9999, best_mask_flips=0),
     "coreml fp16": Bounds(relative_l2=2.5e-3, mask_iou=0.995, best_mask_flips=0, class_flips=2.5e-3),
+    # above what a small edge_sam with seeded weights measures (docs/targets/coreml.md); flips are reported, not judged
+    "coreml int8": Bounds(relative_l2=0.15, mask_iou=0.9, best_mask_flips=1000, class_flips=3e-2),
+    "coreml palette8": Bounds(relative_l2=0.3, mask_iou=0.9, best_mask_flips=1000, class_flips=3e-2),
+    "coreml palette6": Bounds(relative_l2=0.65, mask_iou=0.8, best_mask_flips=1000, class_flips=6e-2),
 }
 
 

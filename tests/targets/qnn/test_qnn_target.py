@@ -146,6 +146,15 @@ def test_coordinates_labels_and_their_encoding_stay_float(quantised):
     assert image == ["QuantizeLinear"]
 
 
+def test_products_of_two_activations_stay_float_in_16_bit(quantised):
+    graph = onnx.load(quantised.path / "decoder.onnx").graph
+    weights = {weight.name for weight in graph.initializer}
+    weights |= {n.output[0] for n in graph.node if n.op_type == "DequantizeLinear" and n.input[0] in weights}
+    products = {n.name for n in graph.node if n.op_type == "MatMul" and not weights & set(n.input)}
+    assert len(products) == 15  # two for each of seven attentions, and the masks
+    assert products <= set(quantised.read_json("calibration.json")["float_nodes"]["mask_decoder"])
+
+
 def test_convolutions_are_quantised_by_channel(quantised):
     graph = onnx.load(quantised.path / "encoder.onnx").graph
     weights = {w.name: numpy_helper.to_array(w) for w in graph.initializer}
