@@ -5,6 +5,9 @@ READY := .venv/.installed
 TOOLKITS := .venv/.toolkits
 MODEL ?= edge_sam
 TARGET ?= onnx
+JOBS ?= $(shell nproc)
+# a file of tests stays with one worker, which shares what it built; each worker has a core to itself
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 PHOTOGRAPH := edgesam_deploy/photographs/coffee.jpg
 
 .PHONY: build test test-all lint format bench mutate clean
@@ -24,10 +27,10 @@ build: $(READY) ## build the default model, prove it, and try it on a photograph
 	$(BIN)/edgesam-deploy run out/$(MODEL)/$(TARGET) $(PHOTOGRAPH) --point 300,190 --out out/$(MODEL)/coffee
 
 test: $(TOOLKITS) ## the tests that decide: under 10 minutes on 2 cores, no network
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
 
 test-all: $(TOOLKITS) ## also the slow ones
-	$(BIN)/python -m pytest -q -m ''
+	$(PYTEST) -m ''
 
 lint: $(TOOLKITS) ## style and types
 	$(BIN)/ruff check .

@@ -38,10 +38,9 @@ BOUNDS = {
     "tflite w8a16": UNCLAIMED,
     "coreml fp32": Bounds(relative_l2=1e-4, mask_iou=0.9999, best_mask_flips=0),
     "coreml fp16": Bounds(relative_l2=2.5e-3, mask_iou=0.995, best_mask_flips=0, class_flips=2.5e-3),
-    # above what a small edge_sam with seeded weights measures (docs/targets/coreml.md); flips are reported, not judged
-    "coreml int8": Bounds(relative_l2=0.15, mask_iou=0.9, best_mask_flips=1000, class_flips=3e-2),
-    "coreml palette8": Bounds(relative_l2=0.3, mask_iou=0.9, best_mask_flips=1000, class_flips=3e-2),
-    "coreml palette6": Bounds(relative_l2=0.65, mask_iou=0.8, best_mask_flips=1000, class_flips=6e-2),
+    "coreml int8": UNCLAIMED,
+    "coreml palette8": UNCLAIMED,
+    "coreml palette6": UNCLAIMED,
 }
 
 

@@ -53,7 +53,7 @@ class Pass:
     @property
     def why(self) -> str:
         """The first line of the pass's docstring."""
-        return (self.run.__doc__ or "").strip().splitlines()[0]
+        return (self.run.__doc__ or "").strip().partition("\n")[0]
 
     @property
     def is_exact(self) -> bool:
@@ -155,7 +155,7 @@ class Engine:
 
     def _prove(self, changes: Sequence[_Change], known: list[Arrays]) -> list[Arrays]:
         """The outputs after the last change; several that are not right together are looked at one by one."""
-        if not changes or self.proof == "off":
+        if self.proof == "off":
             return known
         if len(changes) > 1:
             with contextlib.suppress(PassError):

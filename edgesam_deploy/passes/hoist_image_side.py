@@ -100,10 +100,7 @@ def _product_work(node: Node) -> int:
     out, kernel = _sizes(node), _sizes(node.args[1])
     if node.target == aten.conv_transpose2d.input:  # each input pixel meets every weight once
         return prod(_sizes(node.args[0])[2:]) * prod(kernel) + ELEMENT * prod(out)
-    if node.target == aten.matmul.default:
-        per_number = kernel[-2]
-    else:
-        per_number = prod(kernel[1:])
+    per_number = kernel[-2] if node.target == aten.matmul.default else prod(kernel[1:])
     return prod(out) * (per_number + ELEMENT)
 
 

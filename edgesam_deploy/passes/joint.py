@@ -33,7 +33,7 @@ class JointPass:
     @property
     def why(self) -> str:
         """The first line of the pass's docstring."""
-        return (self.run.__doc__ or "").strip().splitlines()[0]
+        return (self.run.__doc__ or "").strip().partition("\n")[0]
 
     @property
     def is_exact(self) -> bool:

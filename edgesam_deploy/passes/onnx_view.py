@@ -28,15 +28,15 @@ class OnnxView(View):
         self.model = program.onnx
         graph = self.model.graph
         self.nodes = {v.name: node for node in graph for v in node.outputs if v.name}
-        self.sources = {v.name or "" for v in graph.inputs}
-        self.outputs = [v.name or "" for v in graph.outputs]
+        self.sources = {_name(v) for v in graph.inputs}
+        self.outputs = [_name(v) for v in graph.outputs]
         self.constants = {name for name in graph.initializers if name not in self.sources}
 
     def reads(self, name: str) -> list[str]:
         import onnx_ir as ir
 
         node = self.nodes[name]
-        read = [v.name or "" for v in node.inputs if v is not None]
+        read = [_name(v) for v in node.inputs if v is not None]
         for attribute in node.attributes.values():
             if attribute.type == ir.AttributeType.GRAPH:  # a branch reads values of the graph around it
                 inner = ir.traversal.RecursiveGraphIterator(attribute.as_graph())
@@ -128,9 +128,9 @@ class OnnxView(View):
         nodes = list(dict.fromkeys(self.nodes[name] for name in region.nodes))
         protos = [ir.to_proto(node) for node in nodes]
         end = region.end
-        if not nodes or all(v.name != end for node in nodes for v in node.outputs):
+        if all(v.name != end for node in nodes for v in node.outputs):
             protos, end = [onnx.helper.make_node("Identity", [end], [f"{end}_result"])], f"{end}_result"
-        read = dict.fromkeys(r for name in region.nodes or [] for r in self.reads(name))
+        read = dict.fromkeys(r for name in region.nodes for r in self.reads(name))
         constants = [self.model.graph.initializers[n] for n in (read or [region.end]) if n in self.constants]
         feeds = self.values(inputs, region.inputs)
         graph = onnx.helper.make_graph(
@@ -191,6 +191,10 @@ class OnnxView(View):
         model = onnx.shape_inference.infer_shapes(self._model(region, inputs))
         specs = tuple(TensorSpec(n, v.shape) for n, v in self.values(inputs, region.inputs).items())
         return Program(self.program.name, specs, (TensorSpec("result", ()),), ir.from_proto(model))
+
+
+def _name(value: ir.Value) -> str:
+    return value.name or ""
 
 
 def _tensor(value: ir.Value) -> NDArray[Any]:

@@ -90,7 +90,7 @@ def refused(code, words, *arguments):
         (["build", "edge_sam", "--checkpoint", "edge_sam_3"], ["'edge_sam_3'", "did you mean edge_sam_3x"]),
         (["build", "edge_sam", "--dump-after", "fold_norm"], ["pass 'fold_norm'", "did you mean fold_batch_norm"]),
         (["passes", "fold_norm"], ["pass 'fold_norm'", "did you mean fold_batch_norm"]),
-        (["passes", "--target", "tflight"], ["target 'tflight'", "known: npu, onnx"]),
+        (["passes", "--target", "tflight"], ["target 'tflight'", "did you mean tflite"]),
         (["fetch", "edgesam3x"], ["checkpoint 'edgesam3x'", "did you mean edge_sam_3x"]),
         (["fetch"], ["--list"]),
         (["frobnicate"], ["No such command 'frobnicate'"]),

@@ -203,3 +203,9 @@ def test_calls_is_not_needed() -> None:
         "mask_decoder", Calls(lambda _, x: x @ x.transpose(0, 1)), (TensorSpec("x", (3, 4)),), (TensorSpec("o", ()),)
     )
     joined(encoder(), lone, 0)
+
+
+def test_work_of_a_dynamic_dimension() -> None:
+    """It counts as ten tokens."""
+    program = traced(Calls(lambda s, x: x @ s.w, w=torch.ones(4, 7)), ("n", 4))
+    assert work(program) == 10 * 7 * (4 + ELEMENT)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 import numpy as np
 import pytest
+import torch
 from passes.test_hoist_image_side import IMAGE, decoder, encoder
 
 from edgesam_deploy.contract import sample_inputs
 from edgesam_deploy.errors import PassError
+from edgesam_deploy.passes.aten.graph import AtenGraph
 from edgesam_deploy.passes.engine import Engine
 from edgesam_deploy.passes.execute import run_program
-from edgesam_deploy.passes.joint import JointPass, composed, run_joint
+from edgesam_deploy.passes.joint import JointPass, composed, run_joint, run_joint_on_twin
 from edgesam_deploy.passes.program import Program
 
 
@@ -46,3 +51,79 @@ def test_composed_feeds_the_decoder() -> None:
     alone = run_program(decoder(), prompts | {"embeddings": embeddings})
     assert all(np.array_equal(found[name], alone[name]) for name in alone)
     assert set(found) == {"embeddings", "out0", "out1"}
+
+
+def scaled(by: float) -> Callable[[Program, Program], int]:
+    """Scales what the decoder gives first."""
+
+    def scale(above: Program, below: Program) -> int:
+        with AtenGraph(below) as graph:
+            first = graph.graph.output_node().args[0][0]
+            with graph.graph.inserting_after(first):
+                larger = graph.call(torch.ops.aten.mul.Tensor, first, by)
+            graph.graph.output_node().replace_input_with(first, larger)
+            graph.ep.graph_signature.output_specs[0].arg.name = larger.name
+        return 2
+
+    return scale
+
+
+def test_what_a_step_says() -> None:
+    told: list[str] = []
+    engine = Engine("fast", progress=told.append)
+    given = encoder(), decoder()
+    before = sum(p.operators().total() for p in given)
+    start = time.perf_counter()
+    after = run_joint(engine, *given, JointPass(scaled(1.0)))
+    spent = time.perf_counter() - start
+    assert told == ["image_encoder + mask_decoder: scale"]
+    (step,) = engine.steps
+    assert (step.name, step.part, step.sites, step.error) == ("scale", "image_encoder + mask_decoder", 2, 0.0)
+    assert (step.operators_before, step.operators_after) == (before, before + 1)
+    assert sum(p.operators().total() for p in after) == before + 1
+    assert not step.on_twin
+    assert step.proof_seconds > 0
+    assert step.seconds + step.proof_seconds <= spent
+
+
+def test_nothing_found_is_not_proved() -> None:
+    engine, given = Engine("fast"), (encoder(), decoder())
+    assert run_joint(engine, *given, JointPass(lambda above, below: 0)) == given
+    assert (engine.steps[0].error, engine.steps[0].proof_seconds) == (None, 0.0)
+
+
+def test_a_bound_may_be_reached() -> None:
+    engine = Engine("fast")
+    run_joint(engine, encoder(), decoder(), JointPass(scaled(2.0), bound=1.0))
+    assert engine.steps[0].error == 1.0
+    with pytest.raises(PassError, match="at most 1e-05"):
+        run_joint(engine, encoder(), decoder(), JointPass(scaled(1.001)))
+
+
+def test_a_program_that_no_longer_runs_is_the_passs_fault() -> None:
+    def stripping(above: Program, below: Program) -> int:
+        for node in below.aten.graph.nodes:
+            if node.target == torch.ops.aten.linear.default:
+                node.args = ()
+        below.aten.graph_module.recompile()
+        return 1
+
+    with pytest.raises(PassError, match="stripping failed on mask_decoder"):
+        run_joint(Engine("fast"), encoder(), decoder(), JointPass(stripping))
+
+
+def test_bounds_and_reasons() -> None:
+    exact, rough = JointPass(lambda above, below: 0), JointPass(lambda above, below: 0, bound=0.1)
+    assert (exact.is_exact, rough.is_exact) == (True, False)
+    assert exact.why == ""
+
+
+def test_a_twin_stands_for_its_own_step() -> None:
+    engine = Engine("fast")
+    run_joint(engine, encoder(), decoder(), JointPass(scaled(1.0)))
+    given = encoder(), encoder(), decoder()
+    _, _, after = run_joint_on_twin(engine, *given, JointPass(scaled(1.0)))
+    assert [step.on_twin for step in engine.steps] == [False, True]
+    assert after is not given[2]
+    assert run_joint_on_twin(engine, *given, JointPass(lambda above, below: 0)) == given
+    assert [step.on_twin for step in engine.steps] == [False, True, False]

@@ -18,6 +18,7 @@ from edgesam_deploy.passes.aten.eliminate_unit_batch import eliminate_unit_batch
 from edgesam_deploy.passes.aten.fold_batch_norm import fold_batch_norm
 from edgesam_deploy.passes.aten.fold_constants import fold_constants
 from edgesam_deploy.passes.aten.fold_dyt_affine import fold_dyt_affine
+from edgesam_deploy.passes.aten.fold_scale import fold_scale
 from edgesam_deploy.passes.aten.fuse_channel_norm import fuse_channel_norm
 from edgesam_deploy.passes.aten.fuse_gelu import fuse_gelu
 from edgesam_deploy.passes.aten.gather_to_slice import gather_to_slice
@@ -32,6 +33,7 @@ from edgesam_deploy.passes.aten.limit_rank import limit_rank
 from edgesam_deploy.passes.aten.linear_to_conv import linear_to_conv
 from edgesam_deploy.passes.aten.merge_label_rows import merge_label_rows
 from edgesam_deploy.passes.aten.merge_parallel_convs import merge_parallel_convs
+from edgesam_deploy.passes.aten.merge_parallel_heads import merge_parallel_heads
 
 __all__ = [
     "absorb_constant_projections",
@@ -52,6 +54,7 @@ __all__ = [
     "fold_batch_norm",
     "fold_constants",
     "fold_dyt_affine",
+    "fold_scale",
     "fuse_channel_norm",
     "fuse_gelu",
     "gather_to_slice",
@@ -66,4 +69,5 @@ __all__ = [
     "linear_to_conv",
     "merge_label_rows",
     "merge_parallel_convs",
+    "merge_parallel_heads",
 ]

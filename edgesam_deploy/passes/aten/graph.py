@@ -45,7 +45,7 @@ class AtenGraph:
 
     def constant(self, node: Any) -> Tensor | None:
         """The value behind a node if it is a parameter, buffer or constant."""
-        spec = self._specs.get(node.name) if isinstance(node, Node) and node.op == "placeholder" else None
+        spec = self._specs.get(node.name) if isinstance(node, Node) else None
         if spec is None:
             return None
         assert spec.target is not None
@@ -90,12 +90,11 @@ class AtenGraph:
 
     def clean(self) -> None:
         """Remove calls and constants that nobody reads, and bring signature and state_dict in step."""
-        self.graph.eliminate_dead_code()
+        self.graph.eliminate_dead_code()  # it checks the graph first
         for node in list(self.graph.nodes):
             if node.name in self._specs and not node.users:
                 self.graph.erase_node(node)
                 self._forget(node.name)
-        self.graph.lint()
         self.ep.graph_module.recompile()
 
     def _forget(self, name: str) -> None:

@@ -28,7 +28,7 @@ def merge_label_rows(program: Program) -> int:
     sites = 0
     with AtenGraph(program) as graph:
         for node in reversed(list(graph.calls(aten.add.Tensor))):  # the outermost sum of a tree first
-            if not node._erased and node.users:
+            if not node._erased:
                 sites += _merge(graph, node)
                 graph.graph.eliminate_dead_code()  # the inner sums: they must not be taken for sites of their own
     return sites

@@ -123,8 +123,7 @@ def _keep_identity(model: ir.Model, converted: ir.Model) -> None:
 
 def _lower(program: Program, now: int, version: int) -> int:
     model = program.onnx
-    if version < 12 or now >= 12:
-        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     sites = 0
     for node in list(model.graph):
         sites += _lower_node(node, now, version)
@@ -194,7 +193,7 @@ def _wrong_type(node: ir.Node, schema: onnx.defs.OpSchema, version: int) -> str 
     allowed = {c.type_param_str: set(c.allowed_type_strs) for c in schema.type_constraints}
     for values, formal in ((node.inputs, schema.inputs), (node.outputs, schema.outputs)):
         for index, value in enumerate(values):
-            if value is None or value.type is None or not formal:
+            if value is None or value.type is None:
                 continue
             wanted = formal[min(index, len(formal) - 1)].type_str
             name = _type_name(value.type)
@@ -218,10 +217,10 @@ def _drop_default(name: str, default: object) -> Callable[[ir.Node, int], bool]:
     def drop(node: ir.Node, version: int) -> bool:
         attribute = node.attributes.get(name)
         value = None if attribute is None else attribute.value
-        if attribute is not None and (list(value) if isinstance(value, tuple) else value) == default:
-            node.attributes.pop(name)
-            return True
-        return False
+        if (list(value) if isinstance(value, tuple) else value) != default:
+            return False
+        node.attributes.pop(name)
+        return True
 
     return drop
 
@@ -239,14 +238,14 @@ def _input_to_attribute(index: int, name: str) -> Callable[[ir.Node, int], bool]
     """Integers that were an attribute once."""
 
     def move(node: ir.Node, version: int) -> bool:
-        value = node.inputs[index] if index < len(node.inputs) else None
-        if value is None:
-            node.resize_inputs(min(index, len(node.inputs)))
-            return True
+        if index >= len(node.inputs):
+            return False
+        value = node.inputs[index]
         array = constant(value)
-        if array is None:
+        if value is not None and array is None:
             raise PassError(f"{node.op_type} {node.name}: opset {version} has {name} as attribute, here it is computed")
-        node.attributes[name] = ir.AttrInt64s(name, array.reshape(-1).tolist())
+        if array is not None:
+            node.attributes[name] = ir.AttrInt64s(name, array.reshape(-1).tolist())
         node.resize_inputs(index)
         return True
 
@@ -269,8 +268,6 @@ def _reduction(node: ir.Node, version: int) -> bool:
 
 def _softmax(node: ir.Node, version: int) -> bool:
     """Below 13 the operator flattens everything from ``axis`` on: only the last axis is the same."""
-    if version >= 13:
-        return False
     attribute, dims = node.attributes.get("axis"), rank(node.inputs[0])
     axis = -1 if attribute is None else attribute.as_int()
     if dims is None:
@@ -342,15 +339,14 @@ def _resize(node: ir.Node, version: int) -> bool:
 
 def _split(node: ir.Node, version: int) -> bool:
     """num_outputs goes; sizes that are not given are equal, which older versions do by themselves."""
-    attribute = node.attributes.pop("num_outputs", None)
-    if attribute is not None and version < 18:
-        axis, shape = node.attributes.get("axis"), node.inputs[0].shape if node.inputs[0] is not None else None
-        size = None if shape is None else shape[0 if axis is None else axis.as_int()]
+    attribute, source = node.attributes.pop("num_outputs", None), node.inputs[0]
+    assert source is not None
+    if attribute is not None:
+        axis = node.attributes.get("axis")
+        size = None if source.shape is None else source.shape[0 if axis is None else axis.as_int()]
         if not isinstance(size, int) or size % attribute.as_int():
             raise PassError(f"Split {node.name}: opset {version} has no parts of different sizes that are not given")
-    if version < 13 and len(node.inputs) > 1:
-        return _input_to_attribute(1, "split")(node, version)
-    return attribute is not None
+    return _before(13, _input_to_attribute(1, "split"))(node, version) or attribute is not None
 
 
 def _number(node: ir.Node, value: float) -> ir.Value:

@@ -75,6 +75,9 @@ def test_wider_together_than_the_sum() -> None:
         lambda s, x: s.layers[0](torch.add(x, s.pe, alpha=2)),
         lambda s, x: s.layers[0](x + x.flip(1)),
         lambda s, x: s.layers[0](x + 1.5),
+        lambda s, x: s.layers[0](x + torch.tensor(1.5)),
+        lambda s, x: s.layers[0](x + torch.arange(C)),  # integers
+        lambda s, x: torch.ones(2, 3, C) @ (x + s.pe).transpose(1, 2),  # a matrix for each picture
         lambda s, x: s.layers[0](x[:, :1] + s.pe),  # the computed term is the smaller one
         lambda s, x: F.linear(x + s.pe, x[0, :3]),
         lambda s, x: F.linear(x + s.pe, s.layers[0].weight, x[0, 0, :2]),

@@ -136,3 +136,55 @@ def test_helpers() -> None:
     assert not only_reader(nodes["x"])
     assert same_shape(nodes["x"], nodes["softmax"])
     assert not same_shape(nodes["x"], nodes["mean"])
+
+
+def test_a_constant_that_two_inputs_name_stays_while_one_is_read() -> None:
+    program = linear()
+    with AtenGraph(program) as graph:
+        second = graph.add_constant("second", torch.zeros(2, 3))
+        graph._specs[second.name].target = "net.weight"
+    assert [s.target for s in program.aten.graph_signature.input_specs] == ["net.weight", "net.bias", None]
+    torch.testing.assert_close(run(program), before_relu().relu())
+
+
+def test_buffers_that_are_not_saved_go_when_nobody_reads_them() -> None:
+    module = Calls(lambda s, x: x.relu() + s.hidden)
+    module.register_buffer("hidden", torch.full((3,), 2.0), persistent=False)
+    program = traced(module, (2, 3))
+    assert "hidden" in program.aten.constants
+    with AtenGraph(program) as graph:
+        for node in graph.calls(aten.add.Tensor):
+            graph.replace(node, node.args[0])  # type: ignore[arg-type]
+    assert not program.aten.constants
+    program.copy()
+
+
+def test_added_constants_are_saved() -> None:
+    program = linear()
+    with AtenGraph(program) as graph:
+        (node,) = graph.calls(aten.relu.default)
+        with graph.graph.inserting_before(node):
+            graph.replace(node, graph.call(aten.add.Tensor, node.args[0], graph.add_constant("s", torch.ones(2))))
+    signature = program.aten.graph_signature
+    assert "s" in signature.buffers
+    assert "s" not in signature.non_persistent_buffers
+
+
+def test_a_value_that_is_read_before_it_is_computed_is_found_on_leaving() -> None:
+    program = traced(Calls(lambda _, x: x.relu().exp().sin()), (2, 3))
+    with pytest.raises(RuntimeError, match="before it has been defined"), AtenGraph(program) as graph:
+        first, _, last = graph.calls(aten.relu.default, aten.exp.default, aten.sin.default)
+        first.args = (last,)
+
+
+def test_the_code_is_that_of_the_edited_graph() -> None:
+    program = linear()
+    with AtenGraph(program) as graph:
+        for node in graph.calls(aten.relu.default):
+            node.target = aten.sigmoid.default
+    torch.testing.assert_close(run(program), before_relu().sigmoid())
+
+
+def test_sizes_of_constants_are_numbers_in_a_program_of_dynamic_ones() -> None:
+    graph = AtenGraph(traced(Calls(lambda _, x: x.relu()), ("batch", 3)))
+    assert [type(size) for size in shape(graph.add_constant("table", torch.ones(5, 3)))] == [int, int]

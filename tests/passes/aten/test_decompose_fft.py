@@ -165,6 +165,13 @@ def test_decomposed(case: str) -> None:
     assert set(counts(rewritten(before, decompose_fft, 1))) <= {"matmul", "add"}
 
 
+def test_decomposed_norms_that_do_not_cancel() -> None:
+    before = program(lambda s, x: ifft2(fft2(x, norm="ortho") * s.mask, norm="backward").real)
+    before.body = before.aten.run_decompositions()
+    before = Engine("off").run(before, (fold_constants,))
+    rewritten(before, decompose_fft, 1)
+
+
 def test_dynamic_batch() -> None:
     """The shift of a batch of unknown size is recognised as undone."""
     assert counts(rewritten(program(shifted, ("batch", 3, HEIGHT, WIDTH)), decompose_fft, 1))["matmul"] == 4

@@ -41,3 +41,16 @@ def test_a_row_of_equal_values() -> None:
     after = rewritten(program, decompose_layer_norm_fp32, 1)
     values = run_program(after, sample_inputs(after.inputs, 1))["out0"]
     assert torch.from_numpy(values).abs().max() < 1e-3
+
+
+def test_the_default_eps_counts_where_values_are_small() -> None:
+    """Variances of 1e-6 beside an eps of 1e-5."""
+    program = traced(Calls(lambda _, x: F.layer_norm(x * 1e-3, [16])), (7, 16))
+    rewritten(program, decompose_layer_norm_fp32, 1)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_default_eps_with_weights(bias: bool) -> None:
+    norm = randomise(nn.LayerNorm(16, bias=bias))
+    program = traced(Calls(lambda s, x: s.norm(x * 1e-3), norm=norm), (7, 16))
+    rewritten(program, decompose_layer_norm_fp32, 1)

@@ -114,6 +114,7 @@ CASES = {
     "one shard": {"shards": 1},
     "one group": {"groups": 1},
     "one expert": {"count": 1},
+    "one expert, one shard": {"count": 1, "shards": 1},
     "all take all": {"capacity": 4.0},
     "more than all": {"capacity": 9.0},
     "small": {"capacity": 0.3},
@@ -129,6 +130,8 @@ def test_expert_choice(case: str) -> None:
     groups = options.get("groups", 3)
     assert (found["topk"], found["matmul"]) == (groups, 2 * groups)
     assert not {"sort", "nonzero", "index", "scatter", "gather", "index_add"} & set(found)
+    joins = (options.get("count", 4) > 1) + (options.get("shards", 2) > 1) * options.get("count", 4)
+    assert found.get("cat", 0) == groups * joins, "nothing is joined where there is one"
     if case == "plain":
         agrees(before, lowered(after), random(1, 5, 6, WIDTH))
 

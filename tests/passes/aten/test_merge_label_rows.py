@@ -63,3 +63,49 @@ def test_the_prompt_encoder_with_dynamic_points() -> None:
     before = counts(program)["eq"]
     after = rewritten(program, merge_label_rows, 5)
     assert (before, counts(after)["eq"]) == (5, 1)
+
+
+LEFT: dict[str, tuple[Callable[[Calls, Tensor, Tensor], Tensor], tuple[int, ...]]] = {
+    "a label per channel": (lambda s, x, y: x + (y == 0) * s.row0 + (y == 1) * s.row1, (2, 6, 8)),
+    "a row per position": (lambda s, x, y: x + (y == 0) * s.rows + (y == 1) * s.rows, (2, 6, 1)),
+    "nothing else to add": (lambda s, x, y: (y == 0) * s.row0 + (y == 1) * s.row1, (2, 6, 1)),
+    "rows of different widths": (lambda s, x, y: x + (y == 0) * s.row0 + (y == 1) * s.one, (2, 6, 1)),
+    "counted twice": (lambda s, x, y: torch.add(x + (y == 0) * s.row0, (y == 1) * s.row1, alpha=2), (2, 6, 1)),
+    "another comparison": (lambda s, x, y: x + (y > 0) * s.row0 + (y >= 1) * s.row1, (2, 6, 1)),
+    "computed rows": (lambda s, x, y: x + (y == 0) * x.exp() + (y == 1) * x.sin(), (2, 6, 1)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LEFT)
+def test_what_is_no_look_up_stays(case: str) -> None:
+    function, labels = LEFT[case]
+    module = Calls(function, row0=ROWS[0], row1=ROWS[1], one=ROWS[2, :, :1], rows=torch.randn(6, 8))
+    rewritten(traced(module, (2, 6, 8), labels, roles={"y": "labels"}), merge_label_rows, 0)
+
+
+def test_a_summand_that_is_read_elsewhere_stays() -> None:
+    def function(module: Calls, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        first = (y == 0) * module.row0
+        return x + first + (y == 1) * module.row1 + (y == 2) * module.row2, first
+
+    module = Calls(function, **{f"row{i}": ROWS[i] for i in range(3)})
+    program = traced(module, (2, 6, 8), (2, 6, 1), outputs=2, roles={"y": "labels"})
+    assert counts(rewritten(program, merge_label_rows, 2))["eq"] == 2
+
+
+def test_a_sum_that_is_read_elsewhere_is_merged_for_itself() -> None:
+    def function(module: Calls, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        inner = x + (y == 0) * module.row0 + (y == 1) * module.row1
+        return inner + (y == 2) * module.row2, inner
+
+    module = Calls(function, **{f"row{i}": ROWS[i] for i in range(3)})
+    program = traced(module, (2, 6, 8), (2, 6, 1), outputs=2, roles={"y": "labels"})
+    assert counts(rewritten(program, merge_label_rows, 2))["eq"] == 2
+
+
+def test_several_values_beside_the_rows() -> None:
+    def function(module: Calls, x: Tensor, y: Tensor) -> Tensor:
+        return x + (y == 0) * module.row0 + x.sin() + (y == 1) * module.row1 + x.exp()
+
+    program = traced(Calls(function, row0=ROWS[0], row1=ROWS[1]), (2, 6, 8), (2, 6, 1), roles={"y": "labels"})
+    assert counts(rewritten(program, merge_label_rows, 2))["add"] == 3

@@ -44,8 +44,10 @@ def test_what_is_read_in_between_stays() -> None:
         "part (float[2,6] x) => (float[1,2,6] u, float[12] y) <int64[1] a = {0}, int64[1] s = {12}> {"
         " u = Unsqueeze(x, a) y = Reshape(u, s) }",
         "part (float[2,6] x) => (float[12] y) <int64[1] s = {12}> { u = Relu(x) y = Reshape(u, s) }",
+        "part (float[0,6] x) => (float[0,2,3] y) <int64[1] a = {0}, int64[3] s = {0, 2, 3}> {"
+        " u = Unsqueeze(x, a) y = Reshape<allowzero = 1>(u, s) }",
     ],
-    ids=["a dynamic shape", "an output in between", "no chain"],
+    ids=["a dynamic shape", "an output in between", "no chain", "no elements"],
 )
 def test_left_alone(text: str) -> None:
     rewritten(parsed(text), fuse_reshapes, 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from passes.programs import counts, parsed, rewritten
+from passes.programs import counts, node_named, parsed, rewritten
 
 from edgesam_deploy.passes.onnx import legalize_reciprocal
 
@@ -27,3 +27,19 @@ def test_in_double_precision() -> None:
 
 def test_nothing_to_do() -> None:
     rewritten(parsed("part (float[2] x) => (float[2] y) { y = Div(x, x) }"), legalize_reciprocal, 0)
+
+
+def test_shapes_stay_as_known_as_they_were() -> None:
+    program = parsed("part (float[n,3] x) => (float[n,3] y) { a = Exp(x) b = Reciprocal(a) y = Neg(b) }")
+    after = rewritten(program, legalize_reciprocal, 1)
+    assert [str(d) for d in node_named(after, "Div").outputs[0].shape or ()] == ["n", "3"]
+    (reciprocal,) = (n for n in program.onnx.graph if n.op_type == "Reciprocal")
+    reciprocal.outputs[0].shape = None
+    after = rewritten(program, legalize_reciprocal, 1)
+    assert node_named(after, "Div").outputs[0].shape is None
+
+
+def test_a_value_of_unknown_type_is_left_alone() -> None:
+    """The 1 would have to be of the same type."""
+    text = "part (float[3] x) => (float[3] y) { b = Reciprocal(x) y = Neg(b) }"
+    rewritten(parsed(text, infer=False), legalize_reciprocal, 0)

@@ -189,3 +189,19 @@ def test_force_refuses_to_change_a_value() -> None:
     program = parsed("part (int64[3] x) => (int64[3] y) <int64 big = {4294967296}> { y = Add(x, big) }")
     with pytest.raises(ValueError, match="constant big"):
         force_int32(program.onnx)
+
+
+@pytest.mark.parametrize("value", [2**31 - 1, -(2**31), 2**63 - 1, -(2**63), 1 - 2**63])
+def test_force_holds_the_largest_and_int64s_ends(value: int) -> None:
+    program = parsed(f"part (int64[1] x) => (int64[1] y) <int64[1] c = {{{value}}}> {{ y = Add(x, c) }}")
+    force_int32(program.onnx)
+    tensor = program.onnx.graph.initializers["c"].const_value
+    assert tensor is not None
+    assert tensor.numpy().tolist() == [max(min(value, 2**31 - 1), -(2**31))]
+
+
+@pytest.mark.parametrize("value", [2**31, -(2**31) - 1, 2 - 2**63])
+def test_force_refuses_just_beyond(value: int) -> None:
+    program = parsed(f"part (int64[1] x) => (int64[1] y) <int64[1] c = {{{value}}}> {{ y = Add(x, c) }}")
+    with pytest.raises(ValueError, match="constant c holds integers"):
+        force_int32(program.onnx)

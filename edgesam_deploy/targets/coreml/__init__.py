@@ -1,0 +1,1 @@
+"""Core ML for iPhone, iPad and Mac: ML Programs, checked by executing them here."""
