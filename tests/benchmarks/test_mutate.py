@@ -111,7 +111,9 @@ def test_which_tests_a_mutant_needs() -> None:
 def test_tests_are_mirrored() -> None:
     assert mirrored_tests(Path("aten/fold_constants.py"), ROOT) == ["tests/passes/aten/test_aten_fold_constants.py"]
     assert mirrored_tests(Path("onnx/eliminate_dead.py"), ROOT) == ["tests/passes/onnx/test_onnx_eliminate_dead.py"]
-    assert mirrored_tests(Path("engine.py"), ROOT) == ["tests/passes/test_engine.py"]
+    assert mirrored_tests(Path("bisect.py"), ROOT) == ["tests/passes/test_bisect.py"]
+    expected = ["tests/passes/test_engine.py", "tests/passes/test_engine_proofs.py"]
+    assert mirrored_tests(Path("engine.py"), ROOT) == expected
     assert "tests/passes/test_program.py" in mirrored_tests(Path("execute.py"), ROOT)
 
 

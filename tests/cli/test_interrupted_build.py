@@ -37,6 +37,7 @@ def started(program, *options):
     return subprocess.Popen(
         [sys.executable, *program, "build", *options, "--proof", "off"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
     )  # fmt: skip
 
 
