@@ -1,4 +1,7 @@
-"""Whatever is wrong with what is given: a message that names it and the next step, the exit code, and nothing left."""
+"""Whatever is wrong with what is given: a message that names it and the next step, the exit code, and nothing left.
+
+One file, above the usual length: one look shows every kind of wrong input, whatever the command.
+"""
 
 from __future__ import annotations
 

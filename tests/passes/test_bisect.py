@@ -1,4 +1,7 @@
-"""Passes broken on purpose are found, at the right node, with a small sub-graph that shows the same from the file."""
+"""Passes broken on purpose are found, at the right node, with a small sub-graph that shows the same from the file.
+
+One file, above the usual length: every test breaks one more thing in the same two programs.
+"""
 
 from __future__ import annotations
 
