@@ -103,7 +103,7 @@ class _Narrowing:
         if has_graphs(node):
             self.keep_for_nested(node)
         for index in results:
-            node.outputs[index].dtype = INT32
+            node.outputs[index].type = ir.TensorType(INT32)  # a new one: values may share theirs, an input's among them
             self.retyped.add(node.outputs[index])
         if results:
             _retype_attribute(node)

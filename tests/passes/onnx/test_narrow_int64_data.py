@@ -34,6 +34,17 @@ def test_data_paths() -> None:
     ]  # fmt: skip
 
 
+def test_an_input_whose_type_a_result_shares_stays() -> None:
+    """Graphs that passes made share type objects between values; the input's must not change with the result's."""
+    program = parsed("part (int64[3] x) => (float[3] y) { a = Add(x, x) b = Mul(a, x) y = Cast<to: int = 1>(b) }")
+    (x,), nodes = program.onnx.graph.inputs, list(program.onnx.graph)
+    for node in nodes[:2]:
+        node.outputs[0].type = x.type
+    after = rewritten(program, narrow_int64_data, 2)
+    assert after.onnx.graph.inputs[0].dtype == INT64
+    assert [n.outputs[0].dtype for n in after.onnx.graph][:3] == [INT32] * 3
+
+
 def test_outputs_keep_name_and_type() -> None:
     after = narrowed("part (int64[3] x) => (int64[3] y, int64[3] z) { z = Neg(x) y = Abs(z) }", 2)
     assert [(v.name, v.dtype) for v in after.onnx.graph.outputs] == [("y", INT64), ("z", INT64)]
