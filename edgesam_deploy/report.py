@@ -87,6 +87,9 @@ def print_parity(console: Console, parity: Mapping[str, Any]) -> None:
     colour = {"pass": "green", "fail": "red"}.get(parity["verdict"], "yellow")
     summary = parity["summary"]
     head = Text.assemble("parity: ", (parity["verdict"], colour))
+    if not parity["rows"]:
+        console.print(head.append(f": {'; '.join(parity['reasons'])}"), soft_wrap=True)
+        return
     head.append(f" over {summary['cases']} cases on {summary['pictures']} pictures; ")
     console.print(head.append(f"{parity['executed']} against {parity['reference']}"), soft_wrap=True)
     _print_summary(console, summary, parity["bounds"])
