@@ -42,8 +42,8 @@ def test_large_pictures_take_more():
 
 
 @pytest.mark.parametrize("amount", ["nan", "inf", "-1", "0"])
-def test_limits_that_are_none(amount):
-    refused = edgesam_deploy("build", "edge_sam", "--max-memory", amount)
+def test_limits_that_are_none(amount, tmp_path):
+    refused = edgesam_deploy("build", "edge_sam", "--max-memory", amount, "-o", tmp_path / "out")
     assert refused.code == 2
     assert "--max-memory" in refused.err
 
@@ -83,7 +83,7 @@ def test_the_build_refuses_and_leaves_nothing(tmp_path):
 def test_the_command_refuses_before_it_loads(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    refused = edgesam_deploy("build", "cwsam_hierarchical_moe_10b", "--max-memory", "16")
+    refused = edgesam_deploy("build", "cwsam_hierarchical_moe_10b", "--max-memory", "16", "-o", tmp_path / "out")
     assert refused.code == 1
     assert "6.79 billion" in refused.err
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2 << 20  # kilobytes; its weights take 27 GB
