@@ -26,7 +26,7 @@ build: $(READY) ## build the default model, prove it, and try it on a photograph
 	$(BIN)/edgesam-deploy verify out/$(MODEL)/$(TARGET)
 	$(BIN)/edgesam-deploy run out/$(MODEL)/$(TARGET) $(PHOTOGRAPH) --point 300,190 --out out/$(MODEL)/coffee
 
-test: $(TOOLKITS) ## the tests that decide: under 10 minutes on 2 cores, no network
+test: $(TOOLKITS) ## the tests that decide: under 20 minutes on 2 cores, no network
 	$(PYTEST)
 
 test-all: $(TOOLKITS) ## also the slow ones
