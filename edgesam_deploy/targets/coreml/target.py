@@ -14,7 +14,7 @@ from edgesam_deploy.targets.coreml.compress import COMPRESSED, compressed
 from edgesam_deploy.targets.coreml.convert import DEPLOYMENT_TARGETS, convert
 from edgesam_deploy.targets.coreml.mlpackage import write
 from edgesam_deploy.targets.coreml.runner import open_part
-from edgesam_deploy.targets.tflite.convert import quiet
+from edgesam_deploy.targets.quiet import quiet
 
 if TYPE_CHECKING:
     from edgesam_deploy.model.configs import SamConfig

@@ -19,8 +19,9 @@ from edgesam_deploy.contract import (
 from edgesam_deploy.errors import UsageError
 from edgesam_deploy.precision.calibration import calibration_files, calibration_pictures, encoder_inputs
 from edgesam_deploy.targets.base import Arrays, Target, option
+from edgesam_deploy.targets.quiet import quiet
 from edgesam_deploy.targets.tflite import flatbuffer
-from edgesam_deploy.targets.tflite.convert import convert, quiet, stored
+from edgesam_deploy.targets.tflite.convert import convert, stored
 from edgesam_deploy.targets.tflite.quantize import (
     CALIBRATED,
     PRECISIONS,

@@ -15,8 +15,9 @@ from edgesam_deploy.errors import EdgeSamDeployError, ImageError, MissingToolkit
 from edgesam_deploy.model.registry import load
 from edgesam_deploy.precision.calibration import calibration_files, calibration_pictures, encoder_inputs
 from edgesam_deploy.targets import make_target
+from edgesam_deploy.targets.quiet import quiet
 from edgesam_deploy.targets.tflite import toolkits
-from edgesam_deploy.targets.tflite.convert import quiet, stored
+from edgesam_deploy.targets.tflite.convert import stored
 from edgesam_deploy.targets.tflite.runner import used_slots
 from edgesam_deploy.targets.tflite.signatures import parse_signatures, signature_names
 
