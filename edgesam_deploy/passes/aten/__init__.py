@@ -1,5 +1,6 @@
 """Rewrites of the traced program, shared by every target."""
 
+from edgesam_deploy.passes.aten.absorb_channel_offset import absorb_channel_offset
 from edgesam_deploy.passes.aten.absorb_constant_projections import absorb_constant_projections
 from edgesam_deploy.passes.aten.absorb_token_projections import absorb_token_projections
 from edgesam_deploy.passes.aten.boolean_to_float import boolean_to_float
@@ -13,6 +14,7 @@ from edgesam_deploy.passes.aten.decompose_layer_norm_fp32 import decompose_layer
 from edgesam_deploy.passes.aten.decompose_softmax import decompose_softmax
 from edgesam_deploy.passes.aten.decompose_spatial_mean import decompose_spatial_mean
 from edgesam_deploy.passes.aten.eliminate_dead import eliminate_dead
+from edgesam_deploy.passes.aten.eliminate_dead_rows import eliminate_dead_rows
 from edgesam_deploy.passes.aten.eliminate_identity import eliminate_identity
 from edgesam_deploy.passes.aten.eliminate_unit_batch import eliminate_unit_batch
 from edgesam_deploy.passes.aten.fold_batch_norm import fold_batch_norm
@@ -36,6 +38,7 @@ from edgesam_deploy.passes.aten.merge_parallel_convs import merge_parallel_convs
 from edgesam_deploy.passes.aten.merge_parallel_heads import merge_parallel_heads
 
 __all__ = [
+    "absorb_channel_offset",
     "absorb_constant_projections",
     "absorb_token_projections",
     "boolean_to_float",
@@ -49,6 +52,7 @@ __all__ = [
     "decompose_softmax",
     "decompose_spatial_mean",
     "eliminate_dead",
+    "eliminate_dead_rows",
     "eliminate_identity",
     "eliminate_unit_batch",
     "fold_batch_norm",
