@@ -88,9 +88,9 @@ LAYOUTS: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
     "permute from the end": ("permute", lambda x: x.permute(-3, -1, -2)),
     "permute of four": ("permute", lambda x: x.unflatten(1, (2, 2)).permute(0, 3, 1, 2)),
     "swap from the end": ("transpose", lambda x: x.transpose(-1, -2)),
-    "join the rest": ("flatten", lambda x: x.flatten(1)),
     "join to an axis": ("flatten", lambda x: x.unflatten(1, (2, 2)).flatten(1, 2)),
     "join from the end": ("flatten", lambda x: x.unflatten(1, (2, 2)).flatten(-3, -2)),
+    "join to the end": ("flatten", lambda x: x.unflatten(2, (3, 2)).flatten(2)),
     "split": ("unflatten", lambda x: x.unflatten(2, (3, 2))),
     "split from the end": ("unflatten", lambda x: x.unflatten(-2, (2, 2))),
     "rows": ("slice", lambda x: x[:, 1:3]),
@@ -115,9 +115,14 @@ def test_axes_are_one_less(case: str) -> None:
 
 STAYS: dict[str, Callable[[Tensor], Tensor]] = {
     "permute": lambda x: x.permute(1, 0, 2),
+    "permute two of size 1": lambda x: x.unflatten(1, (1, 4)).permute(1, 0, 2, 3),
     "swap": lambda x: x.transpose(0, 2),
+    "swap two of size 1": lambda x: x.unflatten(1, (1, 4)).transpose(0, 1),
+    "swap two of size 1, the other way": lambda x: x.unflatten(1, (1, 4)).transpose(-3, -4),
     "join": lambda x: x.flatten(0, 1),
+    "join two of size 1": lambda x: x.unflatten(1, (1, 4)).flatten(0, 1),
     "join all": lambda x: x.flatten(),
+    "join the rest": lambda x: x.flatten(1),  # two axes are left
     "rows": lambda x: torch.ops.aten.slice.Tensor(x, 0, 0, 1),
     "join two": lambda x: torch.cat([x, x]),
     "norm": lambda x: F.layer_norm(x, [1, 4, 6]),
@@ -126,10 +131,11 @@ STAYS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @pytest.mark.parametrize("case", STAYS)
-def test_what_touches_the_first_axis_stays(case: str) -> None:
-    """The projection is a site, what follows it is none."""
+def test_what_needs_the_first_axis_stays(case: str) -> None:
+    """The projection is a site, and the split where there is one first, but what follows is none."""
     net = randomise(nn.Linear(5, 6))
-    rewritten(traced(Calls(lambda s, x: STAYS[case](s.net(x)), net=net), (1, 4, 5)), eliminate_unit_batch, 1)
+    before = traced(Calls(lambda s, x: STAYS[case](s.net(x)), net=net), (1, 4, 5))
+    rewritten(before, eliminate_unit_batch, 2 if "two of size 1" in case else 1)
 
 
 def test_two_axes_have_no_batch() -> None:
