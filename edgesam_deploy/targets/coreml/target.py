@@ -1,4 +1,4 @@
-"""Core ML for iPhone, iPad and Mac: ML Programs with static shapes, fp16 by default."""
+"""Core ML for iPhone, iPad and Mac: ML Programs, static shapes and fp16 by default."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from edgesam_deploy.contract import DYNAMIC, IMAGE_ENCODER, Interface, PartSpec,
 from edgesam_deploy.errors import UsageError
 from edgesam_deploy.targets.base import Runner, Target, option
 from edgesam_deploy.targets.coreml.compress import COMPRESSED, compressed
-from edgesam_deploy.targets.coreml.convert import DEPLOYMENT_TARGETS, convert
+from edgesam_deploy.targets.coreml.convert import DEPLOYMENT_TARGETS, MOST_POINTS, convert
 from edgesam_deploy.targets.coreml.mlpackage import write
 from edgesam_deploy.targets.coreml.runner import open_part
 from edgesam_deploy.targets.quiet import quiet
@@ -51,17 +51,12 @@ class CoremlTarget(Target):
     single_file: bool = option(False, "One model.mlpackage with the functions encode and decode.")
 
     def __post_init__(self) -> None:
-        for name in ("points", "batch"):
-            if getattr(self, name) == DYNAMIC:
-                raise UsageError(
-                    f"--{name} {DYNAMIC}: coreml has static shapes; give a number: empty slots are excluded exactly"
-                )
+        if self.batch == DYNAMIC:
+            raise UsageError("--batch dynamic: coreml has one prompt per call, or a fixed number; give a number")
         if self.io in ("sam", "edgesam-dyt"):
             raise UsageError(
                 f"--io {self.io} has varying sizes or booleans, which Core ML's inputs do not; use --io contract"
             )
-        if self.embed_preprocess:
-            raise UsageError("--embed-preprocess: Core ML takes no arrays of uint8; leave it out, or use --target onnx")
         if self.precision not in PRECISIONS:
             raise UsageError(f"--precision {self.precision}: must be {', '.join(PRECISIONS)}")
         if self.deployment_target not in DEPLOYMENT_TARGETS:
@@ -107,6 +102,7 @@ class CoremlTarget(Target):
 
         return (
             aten.eliminate_identity,  # first: identity repeats and the tracer's assertions hide every pattern below
+            *((aten.pixels_to_planes,) if self.embed_preprocess else ()),  # Core ML has pictures, not arrays of uint8
             aten.fold_constants,  # dense positions, relative-position tables: before anything is matched around them
             aten.legalize_moe_routing,
             aten.decompose_fft,  # after folding: the filter's mask is a constant then
@@ -124,6 +120,14 @@ class CoremlTarget(Target):
             aten.fold_scale,
             aten.eliminate_dead,  # last: the converter would lower dead operators too
         )
+
+    def stored(self, part: PartSpec) -> PartSpec:
+        """What the contract does not know: a picture is a pixel buffer in the package, which ``load`` makes of the
+        contract's array, and a varying number of slots has a bound.
+        """
+        notes = {"image": "; in the package an RGB image", "labels": f"; 1 to {MOST_POINTS} slots"}
+        said = {s: notes.get(s.role, "") if s.role == "image" or s.dynamic else "" for s in part.inputs}
+        return replace(part, inputs=tuple(replace(s, meaning=s.meaning + note) for s, note in said.items()))
 
     def file(self, part: PartSpec) -> str:
         return f"{SINGLE if self.single_file else part.file}.{self.extension}"
