@@ -61,7 +61,7 @@ class Target(ABC):
 
     points: int | Literal["dynamic"] | None = option(
         None,
-        f"Prompt slots, the padding point counted, or 'dynamic'. Default {DEFAULT_POINTS}; "
+        f"Prompt slots, the padding point counted, or 'dynamic' (coreml: 1 to 16). Default {DEFAULT_POINTS}; "
         f"{NPU_POINTS} with --io edgesam-npu, else dynamic with --io.",
     )
     batch: int | Literal["dynamic"] = option(1, "Prompts per call on one image, or 'dynamic'.")
@@ -75,7 +75,9 @@ class Target(ABC):
     multimask: bool = option(False, "HQ-SAM: sharpen the best of SAM's masks 1 to 3 instead of mask 0.")
     hq_token_only: bool = option(False, "HQ-SAM: the HQ mask alone, not added to SAM's.")
     argmax: bool = option(False, "Semantic models: give the class map instead of logits.")
-    embed_preprocess: bool = option(False, "Take uint8 pixels; normalisation and padding happen inside the encoder.")
+    embed_preprocess: bool = option(
+        False, "Take pixels of 0 to 255; normalisation and padding happen inside the encoder."
+    )
 
     def __post_init__(self) -> None:
         # raises UsageError for options that exclude each other; which of them fit the model is seen with the model

@@ -36,6 +36,7 @@ from edgesam_deploy.passes.aten.linear_to_conv import linear_to_conv
 from edgesam_deploy.passes.aten.merge_label_rows import merge_label_rows
 from edgesam_deploy.passes.aten.merge_parallel_convs import merge_parallel_convs
 from edgesam_deploy.passes.aten.merge_parallel_heads import merge_parallel_heads
+from edgesam_deploy.passes.aten.pixels_to_planes import pixels_to_planes
 
 __all__ = [
     "absorb_channel_offset",
@@ -74,4 +75,5 @@ __all__ = [
     "merge_label_rows",
     "merge_parallel_convs",
     "merge_parallel_heads",
+    "pixels_to_planes",
 ]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgesam_deploy.contract import TensorSpec
+from edgesam_deploy.contract import DEFAULT_POINTS, TensorSpec
 from edgesam_deploy.toolkits import require
 
 if TYPE_CHECKING:
@@ -14,13 +14,16 @@ if TYPE_CHECKING:
 
 PURPOSE = "building for coreml"
 EXACTLY = ("sin", "cos")  # fp16 has a step of 0.5 from 512 on, and ten radians need more than its 11 bits
+WEIGHTED = ("conv", "linear", "matmul")  # before the first of them a picture is normalised: 123.675 is 123.6875 in fp16
+MOST_POINTS = 16  # slots where their number varies: a bound lets Core ML plan its memory
 DEPLOYMENT_TARGETS = ("iOS16", "iOS17", "iOS18")
 
 
 def convert(program: Program, *, deployment_target: str, half: bool) -> Any:
-    """The program as coremltools' MLModel, static shapes, inputs and outputs fp32.
+    """The program as coremltools' MLModel: inputs and outputs fp32, pictures as images, varying sizes as ranges.
 
-    half: arithmetic and weights in fp16, but for what computes the operands of sines and cosines. The trace is lowered
+    half: arithmetic and weights in fp16, but for what computes the operands of sines and cosines, and what normalises a
+    picture. The trace is lowered
     to core operators first, which is all that the frontend reads.
     """
     ct = require("coremltools", PURPOSE)
@@ -28,15 +31,42 @@ def convert(program: Program, *, deployment_target: str, half: bool) -> Any:
         program.aten.run_decompositions({}),
         convert_to="mlprogram",
         minimum_deployment_target=getattr(ct.target, deployment_target),
-        compute_precision=_half(ct) if half else ct.precision.FLOAT32,
-        inputs=[ct.TensorType(name=s.name, shape=s.bound({}), dtype=np.float32) for s in program.inputs],
+        compute_precision=_half(ct, program) if half else ct.precision.FLOAT32,
+        inputs=[_input(ct, spec) for spec in program.inputs],
         outputs=[ct.TensorType(name=s.name, dtype=_type(s)) for s in program.outputs],
         skip_model_load=True,
     )
 
 
-def _half(ct: Any) -> Any:
-    return ct.transform.FP16ComputePrecision(op_selector=lambda op: not feeds(op, EXACTLY))
+def _input(ct: Any, spec: TensorSpec) -> Any:
+    if spec.role == "image":  # a picture, which Core ML hands over as planes of 0 to 255
+        return ct.ImageType(name=spec.name, shape=spec.bound({}), color_layout=ct.colorlayout.RGB)
+    sizes = {name: ct.RangeDim(1, MOST_POINTS, default=DEFAULT_POINTS) for name in spec.dynamic.values()}
+    return ct.TensorType(name=spec.name, shape=ct.Shape(spec.bound(sizes)), dtype=np.float32)
+
+
+def _half(ct: Any, program: Program) -> Any:
+    picture = any(spec.role == "image" for spec in program.inputs)
+
+    def selected(op: Any) -> bool:
+        return not feeds(op, EXACTLY) and not (picture and follows_none(op, WEIGHTED))
+
+    return ct.transform.FP16ComputePrecision(op_selector=selected)
+
+
+def follows_none(op: Any, kinds: tuple[str, ...]) -> bool:
+    """Whether a MIL operation is of none of ``kinds`` and no way leads to it from one that is."""
+    seen: set[int] = set()
+    waiting = [op]
+    while waiting:
+        op = waiting.pop()
+        if op.op_type in kinds:
+            return False
+        if id(op) not in seen:
+            seen.add(id(op))
+            read = [v for given in op.inputs.values() for v in (given if isinstance(given, (list, tuple)) else [given])]
+            waiting += [value.op for value in read if value is not None and value.op is not None]
+    return True
 
 
 def feeds(op: Any, kinds: tuple[str, ...]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -20,6 +20,7 @@ from edgesam_deploy.errors import UsageError
 from edgesam_deploy.precision.calibration import calibration_files, calibration_pictures, encoder_inputs
 from edgesam_deploy.targets.base import Arrays, Target, option
 from edgesam_deploy.targets.quiet import quiet
+from edgesam_deploy.targets.signatures import parse_signatures, signature_name, signed
 from edgesam_deploy.targets.tflite import flatbuffer
 from edgesam_deploy.targets.tflite.convert import convert, stored
 from edgesam_deploy.targets.tflite.quantize import (
@@ -33,7 +34,6 @@ from edgesam_deploy.targets.tflite.quantize import (
     with_outputs,
 )
 from edgesam_deploy.targets.tflite.runner import TfliteRunner
-from edgesam_deploy.targets.tflite.signatures import SignedInterface, parse_signatures, signature_name
 from edgesam_deploy.targets.tflite.toolkits import resolve_converter
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class TfliteTarget(Target):
     )
     layout: Literal["nchw", "nhwc"] = option("nchw", "Axes of the image input.")
     signatures: str | None = option(None, "Decoders for several numbers of slots, such as 1,2,5, weights shared.")
-    single_file: bool = option(False, "One model.tflite with the signatures encode and decode_<N>.")
+    single_file: bool = option(False, "One file with the signatures (coreml: functions) encode and decode_<N>.")
     calibration: str | None = option(None, "Folder of pictures for calibrated precisions. Default: shipped ones.")
 
     def __post_init__(self) -> None:
@@ -108,8 +108,7 @@ class TfliteTarget(Target):
             return found
         if isinstance(found, SegmenterInterface) or config.mask_decoder is None:
             raise UsageError("--signatures: this model takes no prompts; leave it out")
-        known = {f.name: getattr(found, f.name) for f in fields(Interface)}
-        return SignedInterface(**known, signatures=parse_signatures(self.signatures))
+        return signed(found, self.signatures)
 
     def _promptable(self, *args: Any) -> Interface:
         points: int | None = None

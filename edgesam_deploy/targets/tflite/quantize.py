@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from edgesam_deploy.contract import TensorSpec, sample_inputs
 from edgesam_deploy.targets.base import Arrays
+from edgesam_deploy.targets.signatures import ENCODE
 from edgesam_deploy.targets.tflite import flatbuffer
-from edgesam_deploy.targets.tflite.signatures import ENCODE
 from edgesam_deploy.targets.tflite.toolkits import runtime
 from edgesam_deploy.toolkits import require
 

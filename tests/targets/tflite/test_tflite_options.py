@@ -16,10 +16,9 @@ from edgesam_deploy.model.registry import load
 from edgesam_deploy.precision.calibration import calibration_files, calibration_pictures, encoder_inputs
 from edgesam_deploy.targets import make_target
 from edgesam_deploy.targets.quiet import quiet
+from edgesam_deploy.targets.signatures import parse_signatures, signature_names, used_slots
 from edgesam_deploy.targets.tflite import toolkits
 from edgesam_deploy.targets.tflite.convert import stored
-from edgesam_deploy.targets.tflite.runner import used_slots
-from edgesam_deploy.targets.tflite.signatures import parse_signatures, signature_names
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"points": "dynamic"}, "--signatures 1,2,5"),
