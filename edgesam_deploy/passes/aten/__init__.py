@@ -1,6 +1,7 @@
 """Rewrites of the traced program, shared by every target."""
 
 from edgesam_deploy.passes.aten.absorb_constant_projections import absorb_constant_projections
+from edgesam_deploy.passes.aten.absorb_pointwise_conv import absorb_pointwise_conv
 from edgesam_deploy.passes.aten.absorb_token_projections import absorb_token_projections
 from edgesam_deploy.passes.aten.boolean_to_float import boolean_to_float
 from edgesam_deploy.passes.aten.canonicalize_cross_attention import canonicalize_cross_attention
@@ -37,6 +38,7 @@ from edgesam_deploy.passes.aten.merge_parallel_heads import merge_parallel_heads
 
 __all__ = [
     "absorb_constant_projections",
+    "absorb_pointwise_conv",
     "absorb_token_projections",
     "boolean_to_float",
     "canonicalize_cross_attention",
