@@ -2,6 +2,7 @@
 
 from edgesam_deploy.passes.aten.absorb_channel_offset import absorb_channel_offset
 from edgesam_deploy.passes.aten.absorb_constant_projections import absorb_constant_projections
+from edgesam_deploy.passes.aten.absorb_pointwise_conv import absorb_pointwise_conv
 from edgesam_deploy.passes.aten.absorb_token_projections import absorb_token_projections
 from edgesam_deploy.passes.aten.boolean_to_float import boolean_to_float
 from edgesam_deploy.passes.aten.canonicalize_cross_attention import canonicalize_cross_attention
@@ -41,6 +42,7 @@ from edgesam_deploy.passes.aten.pixels_to_planes import pixels_to_planes
 __all__ = [
     "absorb_channel_offset",
     "absorb_constant_projections",
+    "absorb_pointwise_conv",
     "absorb_token_projections",
     "boolean_to_float",
     "canonicalize_cross_attention",
