@@ -14,6 +14,7 @@ from edgesam_deploy.targets.coreml.compress import COMPRESSED, compressed
 from edgesam_deploy.targets.coreml.convert import DEPLOYMENT_TARGETS, convert
 from edgesam_deploy.targets.coreml.mlpackage import write
 from edgesam_deploy.targets.coreml.runner import open_part
+from edgesam_deploy.targets.integration import write_integration
 from edgesam_deploy.targets.quiet import quiet
 
 if TYPE_CHECKING:
@@ -105,6 +106,9 @@ class CoremlTarget(Target):
                 model = compressed(model, self.precision)
             described = {**metadata, "precision": self.precision}
             write(model, path, described, (*program.inputs, *program.outputs))
+
+    def integrate(self, folder: Path, manifest: Mapping[str, Any]) -> None:
+        write_integration(folder, manifest)
 
     def load(
         self, path: Path, *, part: str = IMAGE_ENCODER, provider: str = "cpu", threads: int = 0, lean: bool = False
