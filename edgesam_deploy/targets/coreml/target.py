@@ -14,6 +14,7 @@ from edgesam_deploy.targets.coreml.compress import COMPRESSED, compressed
 from edgesam_deploy.targets.coreml.convert import DEPLOYMENT_TARGETS, MOST_POINTS, convert
 from edgesam_deploy.targets.coreml.mlpackage import write
 from edgesam_deploy.targets.coreml.runner import open_part
+from edgesam_deploy.targets.integration import write_integration
 from edgesam_deploy.targets.quiet import quiet
 from edgesam_deploy.targets.signatures import DECODE, parse_signatures, signature_name, signed
 
@@ -161,6 +162,9 @@ class CoremlTarget(Target):
     def _model(self, program: Program) -> Any:
         model = convert(program, deployment_target=self.deployment_target, half=self.precision != "fp32")
         return compressed(model, self.precision) if self.precision in COMPRESSED else model
+
+    def integrate(self, folder: Path, manifest: Mapping[str, Any]) -> None:
+        write_integration(folder, manifest)
 
     def load(
         self, path: Path, *, part: str = IMAGE_ENCODER, provider: str = "cpu", threads: int = 0, lean: bool = False

@@ -208,6 +208,11 @@ class TfliteTarget(Target):
     ) -> None:
         self.emit_parts([program], interface, {program.name: path}, {program.name: metadata})
 
+    def integrate(self, folder: Path, manifest: Mapping[str, Any]) -> None:
+        from edgesam_deploy.targets.integration import write_integration  # which reads this package's signatures
+
+        write_integration(folder, manifest)
+
     def load(
         self, path: Path, *, part: str = IMAGE_ENCODER, provider: str = "cpu", threads: int = 0, lean: bool = False
     ) -> TfliteRunner:

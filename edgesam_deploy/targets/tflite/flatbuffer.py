@@ -54,7 +54,7 @@ def operator_name(model: Any, node: Any) -> str:
     code = model.operatorCodes[node.opcodeIndex]
     # files keep codes below 127 in the older field as well
     name = _names("BuiltinOperator")[max(code.builtinCode, code.deprecatedBuiltinCode)]
-    return f"CUSTOM {_text(code.customCode)}" if name == "CUSTOM" else name
+    return f"CUSTOM {text(code.customCode)}" if name == "CUSTOM" else name
 
 
 def feeding(model: Any, readers: Sequence[str]) -> list[str]:
@@ -63,7 +63,7 @@ def feeding(model: Any, readers: Sequence[str]) -> list[str]:
     for graph in model.subgraphs:
         for node in graph.operators:
             if operator_name(model, node) in readers:
-                found.update({_text(graph.tensors[index].name): None for index in node.inputs if index >= 0})
+                found.update({text(graph.tensors[index].name): None for index in node.inputs if index >= 0})
     return list(found)
 
 
@@ -73,13 +73,18 @@ def check_builtin(model: Any, what: str, *, wide: bool = False) -> None:
     kinds = _names("TensorType")
     if not wide:
         tensors = (t for graph in model.subgraphs for t in graph.tensors if kinds[t.type] == "INT64")
-        bad += sorted(f"INT64 tensor {_text(tensor.name)}" for tensor in tensors)
+        bad += sorted(f"INT64 tensor {text(tensor.name)}" for tensor in tensors)
     if bad:
         shown = ", ".join(bad[:8]) + (f" and {len(bad) - 8} more" if len(bad) > 8 else "")
         raise UnsupportedOperators(
             f"{what}: {shown}; only builtin operators run on every device: see edgesam-deploy ops for the pass that "
             "removes them, or choose --target onnx"
         )
+
+
+def type_name(tensor: Any) -> str:
+    """The schema's name of a tensor's element type."""
+    return _names("TensorType")[tensor.type]
 
 
 def tensor_types(model: Any) -> Counter[str]:
@@ -103,7 +108,7 @@ def read_metadata(content: bytes) -> str | None:
     """The JSON that ``attach`` wrote, or None."""
     model = parse(content)
     for entry in model.metadata or ():
-        if _text(entry.name) == METADATA:
+        if text(entry.name) == METADATA:
             return bytes(model.buffers[entry.buffer].data).decode()
     return None
 
@@ -111,15 +116,16 @@ def read_metadata(content: bytes) -> str | None:
 def signatures(model: Any) -> Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]:
     """Names of inputs and outputs by the signature's name."""
     return {
-        _text(s.signatureKey): (
-            tuple(_text(entry.name) for entry in s.inputs),
-            tuple(_text(entry.name) for entry in s.outputs),
+        text(s.signatureKey): (
+            tuple(text(entry.name) for entry in s.inputs),
+            tuple(text(entry.name) for entry in s.outputs),
         )
         for s in model.signatureDefs or ()
     }
 
 
-def _text(value: Any) -> str:
+def text(value: Any) -> str:
+    """A name as the schema's classes give it, which is bytes in some of them."""
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
