@@ -47,8 +47,11 @@ def quantized(content: bytes, precision: Precision, samples: Samples) -> bytes:
     if precision == "fp32":
         return content
     toolkit = require("ai_edge_quantizer.quantizer", "quantising a TFLite file")
+    model = flatbuffer.parse(content)
+    if flatbuffer.separate_readers(model):
+        content = flatbuffer.packed(model)
     quantizer = toolkit.Quantizer(content, _recipe(precision))
-    for name in flatbuffer.feeding(flatbuffer.parse(content), EXACTLY):
+    for name in flatbuffer.feeding(model, EXACTLY):
         _leave(quantizer, "ALL_SUPPORTED", f"^{re.escape(name)}")
     for operation in LEFT[precision]:
         _leave(quantizer, operation)
