@@ -93,7 +93,7 @@ def separate_readers(model: Any) -> int:
 
 def _renamed(tensor: Any, ending: str) -> Any:
     twin = copy(tensor)
-    twin.name = (_text(tensor.name) + ending).encode()
+    twin.name = (text(tensor.name) + ending).encode()
     return twin
 
 
