@@ -98,8 +98,8 @@ class _Narrowing:
             if value is not None and _is_int64(value) and index in inputs:
                 node.replace_input_with(index, self.narrow(node, value))
                 changed = True
-            elif value is not None and value in self.retyped and index not in inputs:
-                node.replace_input_with(index, self.cast(node, value, INT64))
+            elif value in self.retyped and index not in inputs:
+                node.replace_input_with(index, self.cast(node, value, INT64))  # type: ignore[arg-type]
         if has_graphs(node):
             self.keep_for_nested(node)
         for index in results:
@@ -170,8 +170,8 @@ class _Narrowing:
             nested = attribute.as_graph()
             for inner in ir.traversal.RecursiveGraphIterator(nested):
                 for index, value in enumerate(inner.inputs):
-                    if value is not None and value in self.retyped:
-                        inner.replace_input_with(index, self.cast(node, value, INT64))
+                    if value in self.retyped:
+                        inner.replace_input_with(index, self.cast(node, value, INT64))  # type: ignore[arg-type]
 
     def finish(self) -> None:
         """Graph outputs keep their type: a Cast at the end takes over the name."""
