@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgesam_deploy.contract import DEFAULT_POINTS, TensorSpec
+from edgesam_deploy.targets.coreml.fine_maps import on_fine_maps
+from edgesam_deploy.targets.coreml.rounding import with_rounded_kernels
 from edgesam_deploy.toolkits import require
 
 if TYPE_CHECKING:
@@ -16,22 +18,26 @@ PURPOSE = "building for coreml"
 EXACTLY = ("sin", "cos")  # fp16 has a step of 0.5 from 512 on, and ten radians need more than its 11 bits
 WEIGHTED = ("conv", "linear", "matmul")  # before the first of them a picture is normalised: 123.675 is 123.6875 in fp16
 MOST_POINTS = 16  # slots where their number varies: a bound lets Core ML plan its memory
+FINE = 4  # maps of a 4th of the picture's side and finer: before the first convolution that makes them coarser
 DEPLOYMENT_TARGETS = ("iOS16", "iOS17", "iOS18")
 
 
-def convert(program: Program, *, deployment_target: str, half: bool) -> Any:
+def convert(program: Program, *, deployment_target: str, half: bool, fine_half: bool = False) -> Any:
     """The program as coremltools' MLModel: inputs and outputs fp32, pictures as images, varying sizes as ranges.
 
-    half: arithmetic and weights in fp16, but for what computes the operands of sines and cosines, and what normalises a
-    picture. The trace is lowered
-    to core operators first, which is all that the frontend reads.
+    half: arithmetic and weights in fp16, but for what computes the operands of sines and cosines, what normalises a
+    picture and, unless ``fine_half``, what works on its finest maps. The trace is lowered to core operators first,
+    which is all that the frontend reads.
     """
     ct = require("coremltools", PURPOSE)
+    side = None if fine_half else _fine_side(program)
+    if half:
+        program = with_rounded_kernels(program, side)
     return ct.convert(
         program.aten.run_decompositions({}),
         convert_to="mlprogram",
         minimum_deployment_target=getattr(ct.target, deployment_target),
-        compute_precision=_half(ct, program) if half else ct.precision.FLOAT32,
+        compute_precision=_half(ct, program, side) if half else ct.precision.FLOAT32,
         inputs=[_input(ct, spec) for spec in program.inputs],
         outputs=[ct.TensorType(name=s.name, dtype=_type(s)) for s in program.outputs],
         skip_model_load=True,
@@ -45,11 +51,22 @@ def _input(ct: Any, spec: TensorSpec) -> Any:
     return ct.TensorType(name=spec.name, shape=ct.Shape(spec.bound(sizes)), dtype=np.float32)
 
 
-def _half(ct: Any, program: Program) -> Any:
+def _fine_side(program: Program) -> int | None:
+    """Pixels along a map that is fine for the picture that the program takes; None where it takes none."""
+    sizes = [min(spec.bound({})[-2:]) for spec in program.inputs if spec.name == "image"]
+    return sizes[0] // FINE if sizes else None
+
+
+def _half(ct: Any, program: Program, side: int | None) -> Any:
     picture = any(spec.role == "image" for spec in program.inputs)
+    fine: dict[int, Any] = {}  # found at the first call, before anything is cast; keeps what it names alive
 
     def selected(op: Any) -> bool:
-        return not feeds(op, EXACTLY) and not (picture and follows_none(op, WEIGHTED))
+        if side is not None and not fine:
+            fine[0] = op
+            fine.update({id(found): found for found in on_fine_maps(op.enclosing_block.operations, side)})
+        kept = id(op) in fine or feeds(op, EXACTLY) or (picture and follows_none(op, WEIGHTED))
+        return not kept
 
     return ct.transform.FP16ComputePrecision(op_selector=selected)
 
