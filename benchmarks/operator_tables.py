@@ -26,6 +26,9 @@ Written by `python -m benchmarks.operator_tables` from the rule tables in `edges
     edgesam-deploy ops edge_sam --target generic                        a model not built: captured, random weights
     edgesam-deploy ops decoder.onnx -t qnn --fail-on unsupported        exit code 5 where something does not run
     edgesam-deploy ops decoder.onnx -t qnn --save-subgraph cut          each node that does not run, as a valid .onnx
+    edgesam-deploy ops decoder.tflite -t xnnpack,tflite-gpu             a file of the runtime's own kind, or its bundle
+    edgesam-deploy ops decoder.mlpackage                                and where Core ML would run it, by chip family
+    edgesam-deploy ops out/edge_sam/coreml --compute-plan plan.json     beside what Core ML said on a Mac
 
 A row says operator, count, types, ranks, status, reason, the rule's source and version, the pass that removes the
 cause, and the nodes. `supported`: runs there. `partial`: runs, at a cost or on another unit, as the reason says.
@@ -36,9 +39,45 @@ The pass in "fixed by" is either one that `optimize` runs on any file (freeze_di
 that `build` runs on the model (`edgesam-deploy passes NAME` explains it): positions, for example, can only be moved out
 of the decoder when it is built (`--io edgesam-npu`).
 
-Every table names ONNX operators, which is what a file holds; for Core ML and LiteRT a rule also names what the operator
-becomes there. Where operators of an artifact's own kind are to be judged, its reader goes into `edgesam_deploy/ops`
-(READERS) and its table says `vocabulary`.
+Every table names ONNX operators; for Core ML and LiteRT a rule also names what the operator becomes there. A `.tflite`
+or `.mlpackage` is judged in its runtime's own operators: by the rules that name them, and where there are none, by the
+rules about what becomes them, read backwards. `--target all` takes the tables that speak a file's operators. A reader
+for another kind of file goes into `edgesam_deploy/ops` (READERS); its tables say `native`.
+
+## Where Core ML runs a package: an estimate
+
+The tables `coreml-ane-*` speak of one unit, the Neural Engine of a chip family. Their verdicts on a package's
+operations in their order give, as a *static estimate*, how many run there, how many elsewhere (CPU or GPU), how many
+nobody knows, and how often neighbours run on different units: at least, and at most over all choices for the unknown
+ones. Types are those that the package declares: what it holds in fp32 does not run on the Neural Engine. Limits: five axes; of tensors
+with four, 65536 channels and 16384 pixels a side; on the M1, kernels 13 wide. Compressed weights are expanded at
+loading and not judged. Nothing was run on Apple hardware, and Core ML also chooses by cost.
+
+What Core ML itself plans can be written on a Mac (macOS 14.4 or later, coremltools 8 or later) and shown beside it:
+
+```python
+import json, platform, sys
+import coremltools as ct
+from coremltools.models.compute_plan import MLComputePlan
+
+units = {"MLNeuralEngineComputeDevice": "ANE", "MLGPUComputeDevice": "GPU", "MLCPUComputeDevice": "CPU"}
+plan = {"schema": 1, "machine": platform.machine(), "system": f"macOS {platform.mac_ver()[0]}", "packages": {}}
+for path in sys.argv[1:]:  # out/edge_sam/coreml/encoder.mlpackage ..
+    found = MLComputePlan.load_from_path(ct.models.MLModel(path).get_compiled_model_path())
+    rows = plan["packages"][path.rstrip("/").split("/")[-1]] = []
+    for name, function in found.model_structure.program.functions.items():
+        for op in (op for op in function.block.operations if op.outputs):
+            usage = found.get_compute_device_usage_for_mlprogram_operation(op)
+            cost = found.get_estimated_cost_for_mlprogram_operation(op)
+            device = usage and units[type(usage.preferred_compute_device).__name__]
+            row = {"function": name, "operator": op.operator_name.split(".")[-1], "output": op.outputs[0].name}
+            rows.append({**row, "device": device, "cost": cost and cost.weight})
+print(json.dumps(plan))
+```
+
+`ops --compute-plan` shows the operators and the cost by device, and every operation that runs elsewhere than the
+estimate says. The lines above follow coremltools' documentation; they were not run, for want of a Mac. A file of
+another form is refused, and the field named.
 """
 TABLES = """
 ## The tables

@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from edgesam_deploy.cli import bisect, build, inspect, measure, operators, optimize, predict
+from edgesam_deploy.cli import bisect, build, data, inspect, measure, operators, optimize, predict
 from edgesam_deploy.errors import EdgeSamDeployError
 
 EPILOG = (
@@ -34,6 +34,7 @@ bisect.register(app)
 predict.register(app)
 operators.register(app)
 measure.register(app)
+data.register(app)
 inspect.register(app)
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from edgesam_deploy.errors import UsageError
 from edgesam_deploy.ops.onnx_graph import Graph
+from edgesam_deploy.ops.placement import Placement, placed
 from edgesam_deploy.targets.rules import REPORTS, SEVERITY, RuleTable, Status, Use, Verdict, report_table
 
 SCHEMA = 1
@@ -21,7 +22,11 @@ _FAILING: dict[FailOn, tuple[Status, ...]] = {
     "unsupported": ("unsupported", "unknown"),
     "partial": ("unsupported", "unknown", "partial"),
 }
-READERS: Mapping[str, str] = {".onnx": "edgesam_deploy.ops.onnx_graph:read_onnx"}  # by the end of a file's name
+READERS: Mapping[str, str] = {  # by the end of a file's name
+    ".onnx": "edgesam_deploy.ops.onnx_graph:read_onnx",
+    ".tflite": "edgesam_deploy.ops.tflite_graph:read_tflite",
+    ".mlpackage": "edgesam_deploy.ops.mil_graph:read_mlpackage",
+}
 
 
 @dataclass(frozen=True)
@@ -50,12 +55,16 @@ class OpsRow:
 
 @dataclass(frozen=True)
 class OpsReport:
-    """The report on one file: rows by target as asked, worst status first, then by operator."""
+    """The report on one file: rows by target as asked, worst status first, then by operator.
+
+    placements: where a file of its own kind would run, for each target whose rules speak of one processor of several.
+    """
 
     file: str
     opsets: Mapping[str, int]
     targets: tuple[str, ...]
     rows: tuple[OpsRow, ...]
+    placements: tuple[Placement, ...] = ()
 
     @property
     def worst(self) -> Status:
@@ -68,7 +77,8 @@ class OpsReport:
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON-ready data, the same for the same file whatever folder it lies in."""
-        return {"schema": SCHEMA, "worst": self.worst, "totals": self.totals(), **asdict(self)}
+        found = {"schema": SCHEMA, "worst": self.worst, "totals": self.totals(), **asdict(self)}
+        return found if self.placements else {key: value for key, value in found.items() if key != "placements"}
 
     def totals(self) -> dict[str, dict[Status, int]]:
         """Number of nodes by target and status."""
@@ -94,12 +104,19 @@ def report(
     graph = read(path)
     if ALL in names:
         every = {name: report_table(name) for name in REPORTS}
-        tables |= {name: table for name, table in every.items() if table.vocabulary == graph.vocabulary}
+        tables |= {name: table for name, table in every.items() if table.speaks(graph.vocabulary)}
     for name, table in tables.items():
-        if table.vocabulary != graph.vocabulary:
-            raise UsageError(f"{path}: {name} judges {table.vocabulary} operators, the file holds {graph.vocabulary}")
-    rows = [row for name, table in tables.items() for row in _rows(name, table, graph.uses)]
-    return OpsReport(title or path.name, graph.opsets, tuple(tables), tuple(rows))
+        if not table.speaks(graph.vocabulary):
+            spoken = " and ".join(filter(None, (table.vocabulary, table.native)))
+            raise UsageError(f"{path}: {name} judges {spoken} operators, the file holds {graph.vocabulary}")
+    verdicts = {name: [table.judge(use) for use in graph.uses] for name, table in tables.items()}
+    rows = [row for name, table in tables.items() for row in _rows(name, table, graph.uses, verdicts[name])]
+    placements = [
+        placed(name, table, graph, verdicts[name])
+        for name, table in tables.items()
+        if table.unit and table.native == graph.vocabulary
+    ]
+    return OpsReport(title or path.name, graph.opsets, tuple(tables), tuple(rows), tuple(placements))
 
 
 def read(path: Path) -> Graph:
@@ -112,11 +129,13 @@ def read(path: Path) -> Graph:
 def parts_report(target: str, files: Mapping[str, Path], *, rules: str | None = None) -> dict[str, Any]:
     """The content of a bundle's ops.json: the target's report on each part whose kind can be read, by part name.
 
-    rules: the table that judges them, where that is another than the one of the target's name (a profile's).
+    Parts that share a file have one report, under their names joined by " + ". rules: the table that judges them, where
+    that is another than the one of the target's name (a profile's).
     """
     table = None if rules is None else {target: rules}
     known = {name: file for name, file in sorted(files.items()) if file.suffix in READERS}
-    reports = {name: report(file, [target], rules=table) for name, file in known.items()}
+    sharing = {file: [name for name, other in known.items() if other == file] for file in known.values()}
+    reports = {" + ".join(names): report(file, [target], rules=table) for file, names in sharing.items()}
     return {"schema": SCHEMA, "target": target, "parts": {name: found.to_json() for name, found in reports.items()}}
 
 
@@ -130,10 +149,10 @@ def _is_debris(row: OpsRow) -> bool:
     return row.domain == "" and row.operator in DEBRIS
 
 
-def _rows(target: str, table: RuleTable, uses: Sequence[Use]) -> list[OpsRow]:
+def _rows(target: str, table: RuleTable, uses: Sequence[Use], verdicts: Sequence[Verdict]) -> list[OpsRow]:
     groups: dict[tuple[str, str, Verdict], list[Use]] = {}
-    for use in uses:
-        groups.setdefault((use.domain, use.op, table.judge(use)), []).append(use)
+    for use, verdict in zip(uses, verdicts, strict=True):
+        groups.setdefault((use.domain, use.op, verdict), []).append(use)
     rows = [_row(target, table, verdict, same) for (_, _, verdict), same in groups.items()]
     return sorted(rows, key=lambda row: (-SEVERITY.index(row.status), row.domain, row.operator, row.reason))
 

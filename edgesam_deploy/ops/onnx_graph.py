@@ -28,11 +28,15 @@ LIST_LENGTH = 16  # a longer constant is no list of axes, repeats or bounds
 
 @dataclass(frozen=True)
 class Graph:
-    """The uses in one file, in the operators of ``vocabulary``. ``opsets``: version by domain, where there are any."""
+    """The uses in one file, in the operators of ``vocabulary``. ``opsets``: version by domain, where there are any.
+
+    starts: the indices at which another function of the file begins.
+    """
 
     vocabulary: str
     opsets: Mapping[str, int]
     uses: tuple[Use, ...]
+    starts: tuple[int, ...] = (0,)
 
 
 def read_onnx(path: Path) -> Graph:

@@ -10,6 +10,8 @@ from edgesam_deploy.targets.rules import Status
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from edgesam_deploy.ops.compute_plan import PlanReport
+
 _COLOURS: dict[Status, str] = {"supported": "green", "partial": "yellow", "unknown": "magenta", "unsupported": "red"}
 MANY = 3  # targets from which only what does not simply run is listed
 
@@ -46,6 +48,33 @@ def render(report: OpsReport, console: Console) -> None:
         version = next((row.version for row in report.rows if row.target == target), "no operators")
         found = ", ".join(f"{count} {status}" for status, count in totals.items() if count)
         console.print(Text(f"{target}: {found or 'nothing to run'}  ({version})"))
+    for placement in report.placements:
+        console.print(Text(placement.sentence()), soft_wrap=True)
+
+
+def render_plan(plan: PlanReport, console: Console) -> None:
+    """Print a compute plan's answer for one package: operators by device, shares, and where an estimate differs."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    where = ", ".join(filter(None, (plan.machine, plan.system, f"compute units {plan.compute_units}")))
+    table = Table(box=box.SIMPLE_HEAD, title=Text(f"compute plan of {plan.file} ({where})"), title_justify="left")
+    for column in ("device", "operator", "count", "share of the cost"):
+        table.add_column(column, justify="left" if column in ("device", "operator") else "right")
+    for row in plan.rows:
+        table.add_row(row.device, row.operator, str(row.count), "" if row.cost is None else f"{row.cost:.1%}")
+    console.print(table)
+    for name, parts in (("operators", plan.shares), ("cost", plan.costs)):
+        if parts:
+            console.print(Text(f"{name}: " + ", ".join(f"{device} {share:.1%}" for device, share in parts.items())))
+    console.print(Text(f"switches between devices: {plan.switches}"))
+    if plan.unmatched:
+        console.print(Text(f"not in the package by these names: {few(plan.unmatched)}"))
+    for target in dict.fromkeys(found.target for found in plan.disagreements):
+        mine = [found for found in plan.disagreements if found.target == target]
+        named = tuple(f"{found.operator} {found.operation} on {found.device}" for found in mine)
+        console.print(Text(f"{target}: {len(mine)} operators run elsewhere than the estimate says: {few(named)}"))
 
 
 def _listed(report: OpsReport) -> list[OpsRow]:

@@ -1,6 +1,8 @@
 """Rewrites of the traced program, shared by every target."""
 
+from edgesam_deploy.passes.aten.absorb_channel_offset import absorb_channel_offset
 from edgesam_deploy.passes.aten.absorb_constant_projections import absorb_constant_projections
+from edgesam_deploy.passes.aten.absorb_pointwise_conv import absorb_pointwise_conv
 from edgesam_deploy.passes.aten.absorb_token_projections import absorb_token_projections
 from edgesam_deploy.passes.aten.boolean_to_float import boolean_to_float
 from edgesam_deploy.passes.aten.canonicalize_cross_attention import canonicalize_cross_attention
@@ -13,6 +15,7 @@ from edgesam_deploy.passes.aten.decompose_layer_norm_fp32 import decompose_layer
 from edgesam_deploy.passes.aten.decompose_softmax import decompose_softmax
 from edgesam_deploy.passes.aten.decompose_spatial_mean import decompose_spatial_mean
 from edgesam_deploy.passes.aten.eliminate_dead import eliminate_dead
+from edgesam_deploy.passes.aten.eliminate_dead_rows import eliminate_dead_rows
 from edgesam_deploy.passes.aten.eliminate_identity import eliminate_identity
 from edgesam_deploy.passes.aten.eliminate_unit_batch import eliminate_unit_batch
 from edgesam_deploy.passes.aten.fold_batch_norm import fold_batch_norm
@@ -39,7 +42,9 @@ from edgesam_deploy.passes.aten.pixels_to_planes import pixels_to_planes
 from edgesam_deploy.passes.aten.tokens_to_maps import tokens_to_maps
 
 __all__ = [
+    "absorb_channel_offset",
     "absorb_constant_projections",
+    "absorb_pointwise_conv",
     "absorb_token_projections",
     "boolean_to_float",
     "canonicalize_cross_attention",
@@ -52,6 +57,7 @@ __all__ = [
     "decompose_softmax",
     "decompose_spatial_mean",
     "eliminate_dead",
+    "eliminate_dead_rows",
     "eliminate_identity",
     "eliminate_unit_batch",
     "fold_batch_norm",

@@ -14,6 +14,7 @@ from edgesam_deploy.targets.coreml.compress import COMPRESSED, compressed
 from edgesam_deploy.targets.coreml.convert import DEPLOYMENT_TARGETS, MOST_POINTS, convert
 from edgesam_deploy.targets.coreml.mlpackage import write
 from edgesam_deploy.targets.coreml.runner import open_part
+from edgesam_deploy.targets.integration import write_integration
 from edgesam_deploy.targets.quiet import quiet
 from edgesam_deploy.targets.signatures import DECODE, parse_signatures, signature_name, signed
 
@@ -125,6 +126,8 @@ class CoremlTarget(Target):
             aten.fold_batch_norm,  # again: the DyT fork keeps one more norm behind the sum that has just been merged
             aten.fold_dyt_affine,
             aten.legalize_bicubic,  # MIL has no bicubic operator
+            aten.eliminate_dead_rows,  # of the prompt's tokens, after the last attention
+            aten.absorb_channel_offset,  # the vector that stands for no mask
             aten.fuse_channel_norm,  # one operator, whose squares stay inside: spelled out they overflow in fp16
             aten.fuse_gelu,
             aten.limit_rank,  # Core ML's tensors have five axes at most
@@ -186,6 +189,9 @@ class CoremlTarget(Target):
     def _model(self, program: Program) -> Any:
         model = convert(program, deployment_target=self.deployment_target, half=self.precision != "fp32")
         return compressed(model, self.precision) if self.precision in COMPRESSED else model
+
+    def integrate(self, folder: Path, manifest: Mapping[str, Any]) -> None:
+        write_integration(folder, manifest)
 
     def load(
         self, path: Path, *, part: str = IMAGE_ENCODER, provider: str = "cpu", threads: int = 0, lean: bool = False

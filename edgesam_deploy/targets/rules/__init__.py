@@ -31,7 +31,7 @@ Status = Literal["supported", "partial", "unknown", "unsupported"]
 SEVERITY: tuple[Status, ...] = ("supported", "partial", "unknown", "unsupported")  # from best to worst
 Dtypes = tuple[str, ...] | None  # allowed element types ("float32", "seq(int64)"); None: any
 Scalar = int | float | str
-Condition = Literal["int64", "dtype", "rank", "batch", "dynamic", "constant", "value", "attribute", "pattern"]
+Condition = Literal["int64", "dtype", "rank", "batch", "dynamic", "constant", "value", "attribute", "pattern", "size"]
 REPORTS: Mapping[str, str] = {
     "onnx": "onnxruntime_cpu",
     "qnn": "qnn_htp",
@@ -118,9 +118,10 @@ class Rule(_Data):
     the last entry standing for all that follow. min_rank, max_rank: of the first input, and of every tensor, since
     operands may be scalars. batch: the first dimension of the first input. attributes: allowed values by name; each
     element of a list must be one of them. constant_inputs: positions whose value must be known before running. values:
-    allowed elements of constant inputs by position. pattern: what the node must be a part of. static_shape: no dynamic
-    dimension anywhere. source: None means the table's. fixed_by: the pass after which the operator is gone, or
-    conforms. lowers_to: what the operator becomes in the runtime's own vocabulary, where that is another one.
+    allowed elements of constant inputs by position. max_kernel: width of a convolution's kernel. pattern: what the node
+    must be a part of. static_shape: no dynamic dimension anywhere. source: None means the table's. fixed_by: the pass
+    after which the operator is gone, or conforms. lowers_to: what the operator becomes in the runtime's own vocabulary,
+    where that is another one.
     """
 
     op: str = Field(min_length=1)
@@ -136,6 +137,7 @@ class Rule(_Data):
     constant_inputs: tuple[NonNegativeInt, ...] = ()
     values: dict[NonNegativeInt, tuple[int | float, ...]] = {}
     attributes: dict[str, tuple[Scalar, ...]] = {}
+    max_kernel: PositiveInt | None = None
     pattern: str = ""
     lowers_to: str = ""
     status: RuleStatus
@@ -170,6 +172,10 @@ class Rule(_Data):
             value = use.attributes.get(name)
             if any(element not in allowed for element in (value if isinstance(value, tuple) else (value,))):
                 yield Doubt(True, f"{name} is {value}; allowed: {_listed(allowed)}", "attribute")
+        kernel = _input(use, 1)
+        width = kernel.shape[-1] if kernel is not None and kernel.shape else None
+        if self.max_kernel is not None and width is not None and width > self.max_kernel:
+            yield Doubt(True, f"a kernel {width} wide; at most {self.max_kernel}", "size")
         if self.pattern and use.pattern != self.pattern:
             yield Doubt(True, f"it is not part of a {self.pattern} pattern", "pattern")
 
@@ -226,10 +232,14 @@ def _dtype_doubts(kind: str, allowed: tuple[Dtypes, ...], tensors: tuple[Tensor 
 class RuleTable(_Data):
     """A runtime's rules. ``newest_opset`` is the last one they hold for, by domain: what is newer is unknown.
 
-    vocabulary: whose operators the rules name; the reader of a file says the same of what it reads. remedies: the pass
-    that removes the cause where a condition is broken and the rule names none. extends: another table whose rules
-    follow the own ones. unverified: why nothing here is known for this version; ``supported`` is then said as
-    ``partial``, and ``unsupported`` as ``unknown``.
+    vocabulary: whose operators the rules name; the reader of a file says the same of what it reads. native: the
+    runtime's own vocabulary, which ``lowers_to`` speaks and files of its own kind hold; rules whose domain it is name
+    its operators, and where an operator has none, the rules that say what becomes it are read backwards.
+    native_without: types that a converter would change and the runtime itself does not take. unit: the processor that
+    the rules speak of, where another one runs what it does not. max_side, max_channels: of every tensor (N, C, H, W),
+    its height and width, and its channels. remedies: the pass that removes the cause where a condition is broken and
+    the rule names none. extends: another table whose rules follow the own ones. unverified: why nothing here is known
+    for this version; ``supported`` is then said as ``partial``, and ``unsupported`` as ``unknown``.
     """
 
     name: str = Field(min_length=1)
@@ -239,6 +249,11 @@ class RuleTable(_Data):
     generated_by: str
     newest_opset: dict[str, PositiveInt] = {}
     vocabulary: str = "onnx"
+    native: str = ""
+    native_without: tuple[str, ...] = ()
+    unit: str = ""
+    max_side: PositiveInt | None = None
+    max_channels: PositiveInt | None = None
     remedies: dict[Condition, str] = {}
     extends: str | None = None
     unverified: str = ""
@@ -249,16 +264,49 @@ class RuleTable(_Data):
         found: dict[tuple[str, str], list[Rule]] = {}
         for rule in self.rules:
             found.setdefault((rule.domain, rule.op), []).append(rule)
+        for rule in self._backwards({op for domain, op in found if domain == self.native}):
+            found.setdefault((rule.domain, rule.op), []).append(rule)
         return found
+
+    def _backwards(self, known: set[str]) -> list[Rule]:
+        """Rules for the operators of ``native`` but those ``known``, from what says that others become them.
+
+        The most favourable first: that one lowering is costly says nothing against its result. Attributes and opsets
+        are the other vocabulary's and left out; a rule that hangs on a constant's value says nothing here.
+        """
+        sources = [rule for rule in self.rules if rule.lowers_to and not rule.domain and not rule.values]
+        found = [_native(rule, self) for rule in sources if self.native and rule.lowers_to not in known]
+        return sorted(found, key=lambda rule: (SEVERITY.index(rule.status), bool(rule.reason)))
+
+    def speaks(self, vocabulary: str) -> bool:
+        """Whether it judges files that hold operators of ``vocabulary``."""
+        return vocabulary in (self.vocabulary, self.native)
 
     def judge(self, use: Use) -> Verdict:
         """What the table says about one node: the first rule that holds, or why none can be said to."""
         verdict = self._judged(use)
+        if verdict.status in ("supported", "partial"):
+            large = next(self._oversized(use), None)
+            verdict = verdict if large is None else Verdict("unsupported", large, self.source, None, verdict.lowers_to)
         if not self.unverified or verdict.status in ("partial", "unknown"):
             return verdict
         if verdict.status == "supported":
             return verdict._replace(status="partial", reason=self.unverified)
         return self._unknown(f"{self.unverified}: {verdict.reason}")
+
+    def _oversized(self, use: Use) -> Iterator[str]:
+        """What is larger than the runtime takes. Judged are tensors of four axes, whose layout is known."""
+        for tensor in (*use.inputs, *use.outputs):
+            shape = tensor.shape if tensor is not None else None
+            if shape is None or len(shape) != 4:
+                continue
+            for what, size, most in (
+                ("channels", shape[1], self.max_channels),
+                ("height", shape[2], self.max_side),
+                ("width", shape[3], self.max_side),
+            ):
+                if size is not None and most is not None and size > most:
+                    yield f"{what} {size}; at most {most}"
 
     def _judged(self, use: Use) -> Verdict:
         known = self._by_operator.get((use.domain, use.op))
@@ -308,6 +356,19 @@ class RuleTable(_Data):
         return Verdict("unknown", reason, self.source, remedy)
 
 
+def _native(rule: Rule, table: RuleTable) -> Rule:
+    """A rule about what an operator becomes, as one about that operator itself."""
+
+    def taken(types: tuple[Dtypes, ...]) -> tuple[Dtypes, ...]:
+        return tuple(None if t is None else tuple(x for x in t if x not in table.native_without) for t in types)
+
+    changed = {
+        "op": rule.lowers_to, "domain": table.native, "lowers_to": "", "attributes": {}, "pattern": "", "since": 1,
+        "until": None, "inputs": taken(rule.inputs), "outputs": taken(rule.outputs),
+    }  # fmt: skip
+    return rule.model_copy(update=changed)
+
+
 def table_names() -> list[str]:
     """The tables there are."""
     return sorted(entry.name.removesuffix(".json") for entry in files(__name__).iterdir() if entry.name[-5:] == ".json")
@@ -333,6 +394,7 @@ def _extended(table: RuleTable, base: RuleTable) -> RuleTable:
         "newest_opset": table.newest_opset or base.newest_opset,
         "remedies": {**base.remedies, **table.remedies},
         "vocabulary": base.vocabulary,
+        "native": base.native,
     }
     return table.model_copy(update=inherited)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from copy import copy
 from functools import cache
 from typing import Any
 
@@ -54,7 +55,7 @@ def operator_name(model: Any, node: Any) -> str:
     code = model.operatorCodes[node.opcodeIndex]
     # files keep codes below 127 in the older field as well
     name = _names("BuiltinOperator")[max(code.builtinCode, code.deprecatedBuiltinCode)]
-    return f"CUSTOM {_text(code.customCode)}" if name == "CUSTOM" else name
+    return f"CUSTOM {text(code.customCode)}" if name == "CUSTOM" else name
 
 
 def feeding(model: Any, readers: Sequence[str]) -> list[str]:
@@ -63,8 +64,37 @@ def feeding(model: Any, readers: Sequence[str]) -> list[str]:
     for graph in model.subgraphs:
         for node in graph.operators:
             if operator_name(model, node) in readers:
-                found.update({_text(graph.tensors[index].name): None for index in node.inputs if index >= 0})
+                found.update({text(graph.tensors[index].name): None for index in node.inputs if index >= 0})
     return list(found)
+
+
+def separate_readers(model: Any) -> int:
+    """Give every further kind of operator that reads a constant a tensor of its own over the same bytes, and return how
+    many tensors that adds: ai-edge-quantizer 0.10 cannot convert a constant for one kind and keep it for another.
+    """
+    added = 0
+    for graph in model.subgraphs:
+        own: dict[tuple[int, str], int] = {}  # tensor and kind of its reader -> tensor
+        first: dict[int, str] = {}
+        for node in graph.operators:
+            kind = operator_name(model, node)
+            node.inputs = list(node.inputs)  # read-only where they come from a file
+            for position, index in enumerate(node.inputs):
+                if index < 0 or model.buffers[graph.tensors[index].buffer].data is None:
+                    continue
+                if first.setdefault(index, kind) != kind:
+                    if (index, kind) not in own:
+                        own[index, kind] = len(graph.tensors)
+                        graph.tensors.append(_renamed(graph.tensors[index], f";{kind}"))
+                        added += 1
+                    node.inputs[position] = own[index, kind]
+    return added
+
+
+def _renamed(tensor: Any, ending: str) -> Any:
+    twin = copy(tensor)
+    twin.name = (text(tensor.name) + ending).encode()
+    return twin
 
 
 def check_builtin(model: Any, what: str, *, wide: bool = False) -> None:
@@ -73,13 +103,18 @@ def check_builtin(model: Any, what: str, *, wide: bool = False) -> None:
     kinds = _names("TensorType")
     if not wide:
         tensors = (t for graph in model.subgraphs for t in graph.tensors if kinds[t.type] == "INT64")
-        bad += sorted(f"INT64 tensor {_text(tensor.name)}" for tensor in tensors)
+        bad += sorted(f"INT64 tensor {text(tensor.name)}" for tensor in tensors)
     if bad:
         shown = ", ".join(bad[:8]) + (f" and {len(bad) - 8} more" if len(bad) > 8 else "")
         raise UnsupportedOperators(
             f"{what}: {shown}; only builtin operators run on every device: see edgesam-deploy ops for the pass that "
             "removes them, or choose --target onnx"
         )
+
+
+def type_name(tensor: Any) -> str:
+    """The schema's name of a tensor's element type."""
+    return _names("TensorType")[tensor.type]
 
 
 def tensor_types(model: Any) -> Counter[str]:
@@ -103,7 +138,7 @@ def read_metadata(content: bytes) -> str | None:
     """The JSON that ``attach`` wrote, or None."""
     model = parse(content)
     for entry in model.metadata or ():
-        if _text(entry.name) == METADATA:
+        if text(entry.name) == METADATA:
             return bytes(model.buffers[entry.buffer].data).decode()
     return None
 
@@ -111,15 +146,16 @@ def read_metadata(content: bytes) -> str | None:
 def signatures(model: Any) -> Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]:
     """Names of inputs and outputs by the signature's name."""
     return {
-        _text(s.signatureKey): (
-            tuple(_text(entry.name) for entry in s.inputs),
-            tuple(_text(entry.name) for entry in s.outputs),
+        text(s.signatureKey): (
+            tuple(text(entry.name) for entry in s.inputs),
+            tuple(text(entry.name) for entry in s.outputs),
         )
         for s in model.signatureDefs or ()
     }
 
 
-def _text(value: Any) -> str:
+def text(value: Any) -> str:
+    """A name as the schema's classes give it, which is bytes in some of them."""
     return value.decode() if isinstance(value, bytes) else str(value)
 
 

@@ -34,6 +34,12 @@ def test_data_paths() -> None:
     ]  # fmt: skip
 
 
+def test_constants_that_nobody_reads_any_more_go() -> None:
+    after = narrowed("part (int64[3] x) => (float[3] y) <int64 one = {1}> { a = Add(x, one) y = Cast<to = 1>(a) }", 1)
+    (constant,) = after.onnx.graph.initializers.values()
+    assert constant.dtype == INT32
+
+
 def test_an_input_whose_type_a_result_shares_stays() -> None:
     """Graphs that passes made share type objects between values; the input's must not change with the result's."""
     program = parsed("part (int64[3] x) => (float[3] y) { a = Add(x, x) b = Mul(a, x) y = Cast<to: int = 1>(b) }")
