@@ -34,7 +34,7 @@ VERBS = ("decompose", "fuse", "fold", "legalize", "absorb", "eliminate", "canoni
          "freeze", "narrow", "set", "simplify", "split")  # fmt: skip
 NAMED_OTHERWISE = {
     "boolean_to_float", "channel_last_upscaling", "gather_to_slice", "gelu_to_tanh", "hoist_positional_encoding",
-    "linear_to_conv", "pixels_to_planes",
+    "linear_to_conv", "pixels_to_planes", "tokens_to_maps",
 }  # fmt: skip
 
 
@@ -177,6 +177,7 @@ NPU_PIPELINE = (
 ALTERNATIVES = (  # take the place of others
     aten.decompose_gelu, aten.decompose_layer_norm_fp32, aten.eliminate_unit_batch, aten.legalize_bicubic_channel_last,
     aten.merge_label_rows, aten.merge_parallel_heads, aten.fold_scale, aten.pixels_to_planes,
+    aten.tokens_to_maps, aten.legalize_matmul_rank,
 )  # fmt: skip
 ROUGH_PIPELINE = (aten.gelu_to_tanh, aten.legalize_comparison_sums, aten.hoist_positional_encoding)
 

@@ -30,6 +30,7 @@ from edgesam_deploy.passes.aten.hoist_positional_encoding import hoist_positiona
 from edgesam_deploy.passes.aten.legalize_bicubic import legalize_bicubic
 from edgesam_deploy.passes.aten.legalize_bicubic_channel_last import legalize_bicubic_channel_last
 from edgesam_deploy.passes.aten.legalize_comparison_sums import legalize_comparison_sums
+from edgesam_deploy.passes.aten.legalize_matmul_rank import legalize_matmul_rank
 from edgesam_deploy.passes.aten.legalize_moe_routing import legalize_moe_routing
 from edgesam_deploy.passes.aten.legalize_resize import legalize_resize
 from edgesam_deploy.passes.aten.limit_rank import limit_rank
@@ -38,6 +39,7 @@ from edgesam_deploy.passes.aten.merge_label_rows import merge_label_rows
 from edgesam_deploy.passes.aten.merge_parallel_convs import merge_parallel_convs
 from edgesam_deploy.passes.aten.merge_parallel_heads import merge_parallel_heads
 from edgesam_deploy.passes.aten.pixels_to_planes import pixels_to_planes
+from edgesam_deploy.passes.aten.tokens_to_maps import tokens_to_maps
 
 __all__ = [
     "absorb_channel_offset",
@@ -70,6 +72,7 @@ __all__ = [
     "legalize_bicubic",
     "legalize_bicubic_channel_last",
     "legalize_comparison_sums",
+    "legalize_matmul_rank",
     "legalize_moe_routing",
     "legalize_resize",
     "limit_rank",
@@ -78,4 +81,5 @@ __all__ = [
     "merge_parallel_convs",
     "merge_parallel_heads",
     "pixels_to_planes",
+    "tokens_to_maps",
 ]

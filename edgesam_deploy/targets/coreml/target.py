@@ -53,6 +53,9 @@ class CoremlTarget(Target):
         "to the Neural Engine.",
     )
     deployment_target: Literal["iOS16", "iOS17", "iOS18"] = option("iOS17", "Oldest system that must run it.")
+    layout: Literal["nchw", "ane"] = option(
+        "nchw", "ane: the decoder as the Neural Engine has it, channels first throughout, with --io edgesam-npu."
+    )
     signatures: str | None = option(None, "Decoders for several numbers of slots, such as 1,2,5, weights shared.")
     single_file: bool = option(False, "One model.mlpackage with the functions encode and decode.")
 
@@ -69,6 +72,13 @@ class CoremlTarget(Target):
             raise UsageError(f"--fine-maps {self.fine_maps}: must be fp32 or fp16")
         if self.deployment_target not in DEPLOYMENT_TARGETS:
             raise UsageError(f"--deployment-target {self.deployment_target}: must be {', '.join(DEPLOYMENT_TARGETS)}")
+        if self.layout not in ("nchw", "ane"):
+            raise UsageError(f"--layout {self.layout}: must be nchw or ane")
+        if self.layout == "ane" and self.io != "edgesam-npu":
+            raise UsageError(
+                "--layout ane: sines and cosines are for the host to compute, older Neural Engines have none; add "
+                "--io edgesam-npu"
+            )
         self._check_functions()
         super().__post_init__()
 
@@ -89,6 +99,10 @@ class CoremlTarget(Target):
             super().require_toolkits()
 
     def interface(self, config: SamConfig | CwsamConfig) -> Interface | SegmenterInterface:
+        from edgesam_deploy.model.configs import SamConfig
+
+        if self.layout == "ane" and not (isinstance(config, SamConfig) and config.mask_decoder is not None):
+            raise UsageError("--layout ane is about decoders of prompts; this model has none: leave it and --io out")
         found = super().interface(config)
         if self.signatures is None:
             return found
@@ -128,7 +142,20 @@ class CoremlTarget(Target):
             aten.merge_label_rows,
             aten.merge_parallel_heads,
             aten.fold_scale,
+            *(self._for_ane() if self.layout == "ane" else ()),
             aten.eliminate_dead,  # last: the converter would lower dead operators too
+        )
+
+    def _for_ane(self) -> tuple[Pass, ...]:
+        from edgesam_deploy.passes import aten
+
+        return (
+            aten.boolean_to_float,  # after the label rows are one comparison: labels are compared without booleans
+            aten.tokens_to_maps,
+            aten.legalize_matmul_rank,  # the masks' product, which is none of tokens
+            aten.gather_to_slice,  # after rows have been taken out of maps, where they are slices already
+            aten.decompose_layer_norm_2d,  # after the norms of tokens have become norms of channels
+            aten.linear_to_conv,  # of transformers' encoders, whose tokens lie in rows and columns
         )
 
     def stored(self, part: PartSpec) -> PartSpec:

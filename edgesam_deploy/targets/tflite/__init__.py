@@ -63,7 +63,10 @@ class TfliteTarget(Target):
         "Type of weights and arithmetic. On tflite, int8 is dynamic for the decoder; w8a16 "
         "is for NPUs and slow on a CPU.",
     )
-    layout: Literal["nchw", "nhwc"] = option("nchw", "Axes of the image input.")
+    layout: Literal["nchw", "nhwc"] = option(
+        "nchw",
+        "Axes of the image input (tflite: nchw or nhwc), or ane (coreml): a decoder as the Neural Engine has it.",
+    )
     signatures: str | None = option(None, "Decoders for several numbers of slots, such as 1,2,5, weights shared.")
     single_file: bool = option(False, "One file with the signatures (coreml: functions) encode and decode_<N>.")
     calibration: str | None = option(None, "Folder of pictures for calibrated precisions. Default: shipped ones.")

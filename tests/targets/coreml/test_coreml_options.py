@@ -21,6 +21,9 @@ from edgesam_deploy.targets.coreml.runner import DeviceRunner, open_part
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"batch": "dynamic"}, "give a number"),
     ({"io": "edgesam-npu", "points": "dynamic"}, "static shapes"),
+    ({"layout": "nhwc"}, "nchw or ane"),
+    ({"layout": "ane"}, "add --io edgesam-npu"),
+    ({"layout": "ane", "io": "edgesam-npu", "points": "dynamic"}, "static shapes"),
     ({"points": "range"}, "'dynamic'"),
     ({"io": "sam"}, "Core ML's inputs"),
     ({"io": "edgesam-dyt"}, "Core ML's inputs"),
