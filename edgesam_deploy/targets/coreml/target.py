@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from edgesam_deploy.contract import DYNAMIC, IMAGE_ENCODER, Interface, SegmenterInterface
 from edgesam_deploy.errors import UsageError
-from edgesam_deploy.targets.base import Runner, Target, option
+from edgesam_deploy.targets.base import Half, Runner, Target, option
 from edgesam_deploy.targets.coreml.compress import COMPRESSED, compressed
-from edgesam_deploy.targets.coreml.convert import DEPLOYMENT_TARGETS, convert
+from edgesam_deploy.targets.coreml.convert import DEPLOYMENT_TARGETS, EXACTLY, convert, leading_to
 from edgesam_deploy.targets.coreml.mlpackage import write
 from edgesam_deploy.targets.coreml.runner import open_part
 from edgesam_deploy.targets.quiet import quiet
@@ -37,11 +37,15 @@ class CoremlTarget(Target):
     runtime: ClassVar[tuple[str, ...]] = ("coremltools",)
     tools: ClassVar[tuple[str, ...]] = ("coremltools",)
     rules: ClassVar[str] = "coreml"
+    holds_islands: ClassVar[bool] = True
 
     precision: Literal["fp16", "fp32", "int8", "palette8", "palette6"] = option(
         "fp16",
         "Type of weights and arithmetic. On coreml, int8 and palettes (tables of 256 or 64 values) are for weights "
         "alone, arithmetic in fp16.",
+    )
+    auto_mixed: bool = option(
+        False, "Keep in fp32 the fewest operators without which fp16 leaves its bounds, found by emulation."
     )
     deployment_target: Literal["iOS16", "iOS17", "iOS18"] = option("iOS17", "Oldest system that must run it.")
 
@@ -61,6 +65,8 @@ class CoremlTarget(Target):
             raise UsageError(f"--precision {self.precision}: must be {', '.join(PRECISIONS)}")
         if self.deployment_target not in DEPLOYMENT_TARGETS:
             raise UsageError(f"--deployment-target {self.deployment_target}: must be {', '.join(DEPLOYMENT_TARGETS)}")
+        if self.auto_mixed and self.precision != "fp16":
+            raise UsageError(f"--auto-mixed: --precision {self.precision} has nothing to mix; use --precision fp16")
         super().__post_init__()
 
     def require_toolkits(self) -> None:
@@ -71,6 +77,13 @@ class CoremlTarget(Target):
         fixed = self.points is None and self.io == "edgesam"
         chosen: Any = replace(self, points=EDGESAM_POINTS) if fixed else self
         return Target._promptable(chosen, *args)
+
+    @property
+    def half(self) -> Half:
+        return "none" if self.precision == "fp32" else "arithmetic"
+
+    def islands(self, program: Program) -> frozenset[str]:
+        return program.islands | leading_to(program, EXACTLY)
 
     def pipeline(self, config: SamConfig | CwsamConfig) -> tuple[Pass, ...]:
         from edgesam_deploy.passes import aten
