@@ -1,37 +1,67 @@
-"""Which MIL operations work on the picture's finest maps: the beginning of an encoder, down to where it is coarser."""
+"""Which operations work on the finest maps of a program: where rounding to fp16 costs most."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgesam_deploy.passes.program import Program
 
 
 def on_fine_maps(operations: Sequence[Any], side: int) -> list[Any]:
-    """The operations that read maps (B, C, H, W) of ``side`` pixels and more before any map is coarser, and what they
-    alone depend on (gates of one value per channel). Maps that become fine again later do not count.
+    """The MIL operations that read maps (B, C, H, W) of ``side`` pixels and more before any map is coarser, and what
+    they alone depend on (gates of one value per channel). Maps that become fine again later do not count.
 
         image ── conv ── gelu ── conv ──┬── mul ── ... ── add ── conv, stride 2 ── gelu ...
                                         └ mean ... sigmoid ┘                     └ coarser from here on
     """
-    behind: set[int] = set()  # operations whose result comes from a coarser map, or is one
-    first: list[Any] = []  # those that read no such result
-    fine: set[int] = set()
+    steps = []
     for op in operations:
-        if op.op_type == "const":
-            continue
-        read = list(_read(op))
-        late = any(value.op is not None and id(value.op) in behind for value in read)
-        if late or any(1 < _side(value) < side for value in op.outputs):
-            behind.add(id(op))
+        if op.op_type != "const":
+            read = list(_read(op))
+            before = [value.op for value in read if value.op is not None]
+            steps.append(_Step(op, before, [_side(v) for v in read], [_side(v) for v in op.outputs]))
+    return _fine(steps, side)
+
+
+def nodes_on_fine_maps(program: Program, side: int) -> frozenset[str]:
+    """The same of an aten program, by the names of its nodes."""
+    steps = []
+    for node in program.aten.graph.nodes:
+        if node.op == "call_function":
+            read, before = [n.meta.get("val") for n in node.all_input_nodes], node.all_input_nodes
+            steps.append(_Step(node, before, [_side(v) for v in read], [_side(node.meta.get("val"))]))
+    return frozenset(node.name for node in _fine(steps, side))
+
+
+@dataclass(frozen=True)
+class _Step:
+    """An operation, those it reads of, and the sides of the maps that it reads and gives (0: no map)."""
+
+    op: Any
+    before: Sequence[Any]
+    read: Sequence[int]
+    given: Sequence[int]
+
+
+def _fine(steps: Sequence[_Step], side: int) -> list[Any]:
+    """Last ones first."""
+    behind: set[int] = set()  # operations whose result comes from a coarser map, or is one
+    first: list[_Step] = []  # those that read no such result
+    needed: set[int] = set()  # what a fine one reads of
+    for step in steps:
+        late = any(id(op) in behind for op in step.before)
+        if late or any(1 < given < side for given in step.given):
+            behind.add(id(step.op))
         if not late:
-            first.append(op)
-            if any(_side(value) >= side for value in read):
-                fine.add(id(op))
+            first.append(step)
     found: list[Any] = []
-    for op in reversed(first):
-        if id(op) in fine or any(id(reader) in fine for value in op.outputs for reader in value.child_ops):
-            fine.add(id(op))
-            found.append(op)
+    for step in reversed(first):
+        if any(read >= side for read in step.read) or id(step.op) in needed:
+            needed.update(id(op) for op in step.before)
+            found.append(step.op)
     return found
 
 
