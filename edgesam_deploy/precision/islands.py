@@ -119,12 +119,15 @@ class _Search:
         return len(self._errors)
 
     def error(self, chosen: frozenset[str]) -> float:
-        """The worst relative L2 of any output; infinite where one is not finite."""
+        """The worst relative L2 of any output; infinite where one is not finite, or says nothing of its sample."""
         if chosen not in self._errors:
             emulation = self.emulation.with_islands(self.kept | chosen)
-            pairs = zip(self.wide, (emulation.run(sample) for sample in self.samples), strict=True)
+            halves = [emulation.run(sample) for sample in self.samples]
+            pairs = zip(self.wide, halves, strict=True)
             errors = [_relative(h, w) for wide, half in pairs for h, w in zip(half, wide, strict=True)]
-            self._errors[chosen] = max(errors) if all(e == e for e in errors) else float("inf")
+            ends = zip(self.wide[0], self.wide[-1], halves[0], halves[-1], strict=True)
+            lost = any(e != e for e in errors) or any(_alike(*outputs) for outputs in ends)
+            self._errors[chosen] = float("inf") if lost else max(errors)
         return self._errors[chosen]
 
     def around(self, name: str) -> frozenset[str]:
@@ -186,6 +189,13 @@ class _Search:
 def _relative(half: Tensor, wide: Tensor) -> float:
     size, error = float(spread(wide)), float(torch.linalg.vector_norm(half - wide))
     return error / size if size else (0.0 if error == 0 else float("inf"))
+
+
+def _alike(wide: Tensor, other_wide: Tensor, half: Tensor, other_half: Tensor) -> bool:
+    """Whether nothing is left of what tells two samples' outputs apart, be it ever so small beside what they share."""
+    apart = wide - other_wide
+    size = float(torch.linalg.vector_norm(apart))
+    return wide.numel() > FEW and 0 < size <= float(torch.linalg.vector_norm(half - other_half - apart))
 
 
 def spread(x: Tensor) -> Tensor:
