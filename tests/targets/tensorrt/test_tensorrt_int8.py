@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 from onnx import numpy_helper
@@ -56,7 +57,7 @@ def test_a_dead_channel_has_a_scale_that_half_holds(program, rng):
     weight = program.onnx.graph.initializers["v"]
     array = weight.const_value.numpy().copy()
     array[3] = 0
-    weight.const_value = type(weight.const_value)(array, name="v")
+    weight.const_value = ir.Tensor(array, name="v")
     quantise(program, [{"x": rng.standard_normal((1, 8, 6, 6)).astype(np.float32)}])
     node = next(n for n in program.onnx.graph if n.op_type == "QuantizeLinear" and n.inputs[0].name == "v")
     assert node.inputs[1].const_value.numpy()[3] == np.float16(LEAST)
