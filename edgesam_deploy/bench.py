@@ -58,6 +58,7 @@ def measure_latency(
     for stage, call in _stages(predictor, scene).items():
         progress(stage)
         rows.append(_timed(stage, call, warmup, runs))
+    rows += _device_rows(predictor, warmup, runs)
     return {
         "schema": 1,
         "load_ms": load,
@@ -104,14 +105,27 @@ def _stages(predictor: BundlePredictor | BundleSegmenter, scene: Any) -> dict[st
     }
 
 
+def _device_rows(predictor: BundlePredictor | BundleSegmenter, warmup: int, runs: int) -> list[Latency]:
+    """Where a runtime tells copies from computing: each by the device's own clock, of the inputs it had last."""
+    return [
+        _latency(f"{part}: {stage}", times[0], times)
+        for part, runner in predictor.runners.items()
+        if hasattr(runner, "device_latency")
+        for stage, times in runner.device_latency(warmup, runs).items()
+    ]
+
+
 def _timed(stage: str, call: Callable[[], object], warmup: int, runs: int) -> Latency:
     first = _milliseconds(call)
     for _ in range(warmup):
         call()
-    times = [_milliseconds(call) for _ in range(runs)]
+    return _latency(stage, first, [_milliseconds(call) for _ in range(runs)])
+
+
+def _latency(stage: str, first: float, times: list[float]) -> Latency:
     p50, p90, p99 = (float(np.percentile(times, q)) for q in (50, 90, 99))
-    spread = statistics.stdev(times) if runs > 1 else 0.0
-    return Latency(stage, runs, first, statistics.mean(times), min(times), p50, p90, p99, spread)
+    spread = statistics.stdev(times) if len(times) > 1 else 0.0
+    return Latency(stage, len(times), first, statistics.mean(times), min(times), p50, p90, p99, spread)
 
 
 def _milliseconds(call: Callable[[], object]) -> float:

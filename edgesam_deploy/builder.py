@@ -175,7 +175,7 @@ def _measured(
 ) -> Parity:
     if target.unmeasured:
         return unmeasured(model, open_bundle(place), target.unmeasured)
-    artifact = open_artifact(place)
+    artifact = open_artifact(place, target.measured_on)
     if pictures is None and is_large(artifact.bundle):
         return measure_on(model, artifact, few_pictures(), progress=progress)
     return measure(model, artifact, pictures=pictures, progress=progress)

@@ -2,6 +2,7 @@
 
     encoder.<ext>  decoder.<ext>    the artifact                 manifest.json  what it is, hashes of everything above
     ops.json  README.md             what runs, the model card    timings.json parity.json bench.json report.html
+                                                                 engines/
                                                                  later or varying, so neither hashed nor compared
 
 A build writes into a hidden folder beside the target and renames it at the end. The manifest is written last and hashes
@@ -27,6 +28,7 @@ from edgesam_deploy.errors import BundleError, OutputError
 SCHEMA = 1
 MANIFEST = "manifest.json"
 UNHASHED = {"timings.json", "parity.json", "bench.json", "report.html"}
+ENGINES = "engines"  # a folder of what a device makes of the artifact: unhashed too, no two builds of it are alike
 
 
 @dataclass(frozen=True)
@@ -133,8 +135,13 @@ def verify(path: str | Path) -> Bundle:
 def _strangers(bundle: Bundle) -> list[str]:
     """Files in the folder that no command of this project wrote."""
     ours = {MANIFEST, *UNHASHED, *bundle.manifest["files"]}
-    found = (p.relative_to(bundle.path).as_posix() for p in bundle.path.rglob("*") if p.is_file())
-    return sorted(name for name in found if name not in ours)
+    files = (p for p in bundle.path.rglob("*") if p.is_file() and not _is_engine(bundle.path, p))
+    return sorted(name for p in files if (name := p.relative_to(bundle.path).as_posix()) not in ours)
+
+
+def _is_engine(folder: Path, path: Path) -> bool:
+    """Whether a file lies where a device's engines do. They say themselves which artifact they were made of."""
+    return path.relative_to(folder).parts[0] == ENGINES
 
 
 def _self_hash(manifest: Mapping[str, Any]) -> str:
@@ -255,7 +262,7 @@ def write_manifest(folder: Path, content: Mapping[str, Any]) -> dict[str, Any]:
     files = {
         path.relative_to(folder).as_posix(): {"sha256": sha256_of(path), "bytes": path.stat().st_size}
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in UNHASHED
+        if path.is_file() and path.name not in UNHASHED and not _is_engine(folder, path)
     }
     manifest: dict[str, Any] = {"schema": SCHEMA, **content, "files": files}
     manifest["manifest_sha256"] = _self_hash(manifest)

@@ -82,6 +82,7 @@ class BundlePredictor(PromptPredictor):
         assert isinstance(interface, Interface)
         self.interface = interface
         self.image_size = interface.image_size
+        self.runners = runners
         self._encoder = runners[IMAGE_ENCODER]
         self._decoder = _decoder(bundle, runners)
         self._pe_matrix = _pe_matrix(bundle) if interface.io == "edgesam-npu" else None
@@ -243,6 +244,7 @@ class BundleSegmenter(SemanticPredictor):
         assert isinstance(interface, SegmenterInterface)
         self.interface = interface
         self.image_size, self.classes = interface.image_size, interface.classes
+        self.runners = runners
         self._run = runners[SEGMENTER]
 
     @property

@@ -13,7 +13,7 @@ EXTRAS = {
     "torch": "torch", "onnxscript": "torch", "safetensors": "torch", "huggingface_hub": "torch",
     "coremltools": "coreml", "litert_torch": "tflite", "ai_edge_litert": "tflite",
     "ai_edge_quantizer": "tflite", "flatbuffers": "tflite", "onnxruntime_qnn": "qnn",
-    "tensorrt": "tensorrt", "onnx_graphsurgeon": "tensorrt", "webdataset": "train", "pycocotools": "train",
+    "tensorrt": "tensorrt", "cuda": "tensorrt", "webdataset": "train", "pycocotools": "train",
     "tensorboard": "train", "gradio": "demo",
 }  # fmt: skip
 

@@ -209,14 +209,18 @@ def _plain(attribute: AttributeProto) -> Plain:
 
 
 def _constant(tensor: TensorProto) -> Tensor:
-    """A constant, with its elements where it may be a list of axes, repeats or bounds."""
+    """A constant, with its elements where it may be a list of axes, repeats or bounds; a longer vector of one and the
+    same number, as the zero points of a weight are, has that one.
+    """
     shape = tuple(tensor.dims)
     known = Tensor(_dtype(tensor.data_type), shape, constant=True)
-    if len(shape) > 1 or (shape and shape[0] > LIST_LENGTH) or tensor.data_type == TensorProto.STRING:
+    if len(shape) > 1 or tensor.data_type == TensorProto.STRING:
         return known
     if tensor.data_location == TensorProto.EXTERNAL:
         return known  # beside the file, and not read
     values = numpy_helper.to_array(tensor).reshape(-1).tolist()
+    if len(values) > LIST_LENGTH:
+        return replace(known, values=(values[0],)) if len(set(values)) == 1 else known
     return replace(known, values=tuple(values)) if len(values) == (shape[0] if shape else 1) else known
 
 

@@ -28,6 +28,7 @@ class Bounds:
 
 UNCLAIMED = Bounds(relative_l2=0.1, mask_iou=0.9, best_mask_flips=0, claimed=False)
 # by precision, or by "target precision" where a runtime earns a row of its own
+# tensorrt: 46 dB for a part in fp16 and 28 in bf16, both parts together a factor of 1.4 more
 # qnn: 40 dB for the encoder; a decoder of 42 dB behind it adds its own error to that. coreml: two parts of 2.5e-3
 BOUNDS = {
     "qnn fp16": Bounds(relative_l2=1e-2, mask_iou=0.99, best_mask_flips=0, class_flips=1e-2, answers=1.3e-2),
@@ -38,6 +39,9 @@ BOUNDS = {
     "tflite dynamic-int8": UNCLAIMED,
     "tflite int8": UNCLAIMED,
     "tflite w8a16": UNCLAIMED,
+    "tensorrt fp16": Bounds(relative_l2=5e-3, mask_iou=0.99, best_mask_flips=0, class_flips=5e-3, answers=7e-3),
+    "tensorrt bf16": Bounds(relative_l2=4e-2, mask_iou=0.95, best_mask_flips=0, class_flips=4e-2, answers=5.6e-2),
+    "tensorrt int8": UNCLAIMED,
     "coreml fp32": Bounds(relative_l2=1e-4, mask_iou=0.9999, best_mask_flips=0),
     "coreml fp16": Bounds(relative_l2=2.5e-3, mask_iou=0.995, best_mask_flips=0, class_flips=2.5e-3, answers=3.5e-3),
     "coreml int8": UNCLAIMED,

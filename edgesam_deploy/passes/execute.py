@@ -57,11 +57,14 @@ def _onnx_runner(program: Program) -> Runner:
     import onnx_ir as ir
     import onnxruntime
 
+    from edgesam_deploy.passes.rounding import has_halves, rounded
+
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # PyTorch wants the cores next,
     options.enable_cpu_mem_arena = options.enable_mem_pattern = False  # and the memory
-    model = ir.to_proto(program.onnx).SerializeToString()
+    body = rounded(program.onnx) if has_halves(program.onnx) else program.onnx
+    model = ir.to_proto(body).SerializeToString()
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     names = [spec.name for spec in program.outputs]
     return lambda inputs: list(session.run(names, inputs))

@@ -14,6 +14,7 @@ TARGETS: dict[str, str] = {
     "npu": "edgesam_deploy.targets.npu:NpuTarget",
     "qnn": "edgesam_deploy.targets.qnn.target:QnnTarget",
     "tflite": "edgesam_deploy.targets.tflite:TfliteTarget",
+    "tensorrt": "edgesam_deploy.targets.tensorrt.target:TensorrtTarget",
     "coreml": "edgesam_deploy.targets.coreml.target:CoremlTarget",
 }
 

@@ -202,6 +202,11 @@ class Target(ABC):
         """The operator table that these options' files are judged by."""
         return self.rules
 
+    @property
+    def measured_on(self) -> str:
+        """The provider that ``build`` measures parity with."""
+        return "cpu"
+
     def judged(self, path: Path) -> Path:
         """The file that the operator report reads for the artifact in ``path``: another where that one is opaque."""
         return path

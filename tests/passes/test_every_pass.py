@@ -31,14 +31,20 @@ ROOMS = {"aten": aten, "onnx": onnx}
 ALL = [(room, name) for room, module in ROOMS.items() for name in module.__all__]
 FOLDER = Path(next(iter(passes_package.__path__)))
 VERBS = ("decompose", "fuse", "fold", "legalize", "absorb", "eliminate", "canonicalize", "quantize", "merge", "limit",
-         "freeze", "narrow", "set", "simplify", "split")  # fmt: skip
+         "freeze", "narrow", "set", "simplify", "split", "cast")  # fmt: skip
 NAMED_OTHERWISE = {
     "boolean_to_float", "channel_last_upscaling", "gather_to_slice", "gelu_to_tanh", "hoist_positional_encoding",
     "linear_to_conv", "pixels_to_planes", "tokens_to_maps",
 }  # fmt: skip
 
 
-FACTORIES = {"freeze_dims": {"n": 2}, "set_opset": 20, "split_large_ops": 12}  # passes that take an argument
+EVERYWHERE = {"canonicalize_names", "cast_to_half"}  # passes that find work in any program
+FACTORIES = {
+    "cast_to_half": "fp16",
+    "freeze_dims": {"n": 2},
+    "set_opset": 20,
+    "split_large_ops": 12,
+}  # passes that take an argument
 
 
 def get(room: str, name: str) -> Pass:
@@ -88,7 +94,7 @@ def test_no_state_between_runs(room: str, name: str) -> None:
     assert steps[0] == steps[1]
 
 
-@pytest.mark.parametrize(("room", "name"), [pair for pair in ALL if pair[1] != "canonicalize_names"])
+@pytest.mark.parametrize(("room", "name"), [pair for pair in ALL if pair[1] not in EVERYWHERE])
 def test_nothing_matches(room: str, name: str) -> None:
     if room == "aten":
         program = traced(Calls(lambda _, x: x.sin() * x), ("batch", 3))

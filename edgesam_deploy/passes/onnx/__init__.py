@@ -3,6 +3,7 @@
 from edgesam_deploy.passes.onnx.boolean_to_float import boolean_to_float
 from edgesam_deploy.passes.onnx.canonicalize_names import canonicalize_names
 from edgesam_deploy.passes.onnx.canonicalize_reshape import canonicalize_reshape
+from edgesam_deploy.passes.onnx.cast_to_half import cast_to_half
 from edgesam_deploy.passes.onnx.eliminate_common import eliminate_common
 from edgesam_deploy.passes.onnx.eliminate_dead import eliminate_dead
 from edgesam_deploy.passes.onnx.eliminate_expand import eliminate_expand
@@ -28,6 +29,7 @@ __all__ = [
     "boolean_to_float",
     "canonicalize_names",
     "canonicalize_reshape",
+    "cast_to_half",
     "eliminate_common",
     "eliminate_dead",
     "eliminate_expand",

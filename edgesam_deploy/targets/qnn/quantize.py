@@ -12,8 +12,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from edgesam_deploy.precision.bias_correction import bias_corrected
 from edgesam_deploy.targets.base import Arrays
-from edgesam_deploy.targets.qnn.correct import bias_corrected
 from edgesam_deploy.toolkits import require
 
 PROMPT_INPUTS = frozenset({"point_coords", "point_labels"})

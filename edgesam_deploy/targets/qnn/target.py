@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from edgesam_deploy.contract import DYNAMIC, IMAGE_ENCODER, MASK_DECODER, Interface, SegmenterInterface
 from edgesam_deploy.errors import EdgeSamDeployError, UnsupportedOperators, UsageError
 from edgesam_deploy.precision.calibration import encoder_inputs
+from edgesam_deploy.precision.calibration_rows import SHIPPED, calibration_set, decoder_rows
 from edgesam_deploy.targets.base import Arrays, Half, Runner, option
 from edgesam_deploy.targets.onnx import OnnxRunner, OnnxTarget
-from edgesam_deploy.targets.qnn.calibrate import SHIPPED, calibration_set, decoder_rows
 from edgesam_deploy.targets.qnn.compiler import Limits, Settings
 from edgesam_deploy.targets.qnn.soc import DEFAULT_SOC, Soc, soc_named
 

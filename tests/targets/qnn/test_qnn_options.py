@@ -10,8 +10,8 @@ from PIL import Image
 
 import edgesam_deploy as ed
 from edgesam_deploy.errors import MissingToolkit, UsageError
+from edgesam_deploy.precision.calibration_rows import HELD_OUT, calibration_set, decoder_rows
 from edgesam_deploy.targets import make_target
-from edgesam_deploy.targets.qnn.calibrate import HELD_OUT, calibration_set, decoder_rows
 from edgesam_deploy.targets.qnn.soc import SOCS, soc_named
 
 

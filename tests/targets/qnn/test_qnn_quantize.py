@@ -7,9 +7,9 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
+from edgesam_deploy.precision.bias_correction import rounded
 from edgesam_deploy.targets.onnx import OnnxRunner
 from edgesam_deploy.targets.qnn import quantize
-from edgesam_deploy.targets.qnn.correct import rounded
 from edgesam_deploy.targets.qnn.quantize import PER_CHANNEL, dynamic_products, quantise
 
 pytest.importorskip("onnxruntime_qnn", reason="onnxruntime-qnn is not installed")

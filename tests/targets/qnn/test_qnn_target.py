@@ -17,10 +17,10 @@ import edgesam_deploy as ed
 from edgesam_deploy.bundle import sha256_of
 from edgesam_deploy.errors import EdgeSamDeployError, UnsupportedOperators
 from edgesam_deploy.parity.cases import least_pictures, shipped_pictures
+from edgesam_deploy.precision.calibration_rows import HELD_OUT
 from edgesam_deploy.report import print_build
 from edgesam_deploy.targets import make_target
 from edgesam_deploy.targets.qnn import compiler
-from edgesam_deploy.targets.qnn.calibrate import HELD_OUT
 from edgesam_deploy.targets.qnn.quantize import float_nodes
 from edgesam_deploy.targets.qnn.verdict import compile_part
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from edgesam_deploy.targets.base import Arrays
 from edgesam_deploy.toolkits import require
 
+Arrays = Mapping[str, NDArray[Any]]
 BIAS_INPUT = {"Conv": 2, "ConvTranspose": 2, "Gemm": 2}
 MAPS = frozenset({"Conv", "ConvTranspose"})  # (B, C, H, W); the others have the channels last
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from edgesam_deploy.errors import ImageError, UsageError
 from edgesam_deploy.model.prompts import BACKGROUND, BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, EMPTY, FOREGROUND, PADDING
 from edgesam_deploy.model.transforms import read_image, resized_size
 from edgesam_deploy.precision.calibration import calibration_files
-from edgesam_deploy.targets.base import Arrays
 
+Arrays = Mapping[str, NDArray[Any]]
 HELD_OUT = "hopper.jpg"  # of the shipped photographs: what parity is judged on must be new to the artifact
 SHIPPED = "shipped photographs"
 

@@ -1,0 +1,1 @@
+"""TensorRT: strongly typed ONNX, the script that builds its engines where they will run, and a runner for those."""
