@@ -170,7 +170,7 @@ class _Maps:
             return self._convolved(node)
         if node.target in ELEMENTWISE:
             operands = [self._map(a, rank) if isinstance(a, Node) else a for a in node.args]
-            return self.call(node.target, *operands, **node.kwargs)  # type: ignore[arg-type]
+            return self.call(node.target, *operands, **node.kwargs)
         if node.target == aten.cat.default:
             return self.call(aten.cat.default, [self._map(n, rank) for n in source], 3)  # type: ignore[union-attr]
         assert isinstance(source, Node)
