@@ -48,6 +48,7 @@ MORE = {  # tests beside the mirrored file, where a module is tested through ano
     "correspondence.py": ("test_bisect.py",),
     "aten_view.py": ("test_bisect.py",),
     "onnx_view.py": ("test_bisect.py",),
+    "aten/attention.py": ("aten/test_absorb_token_projections.py", "aten/test_canonicalize_cross_attention.py"),
     "aten/graph.py": ("aten/test_aten_eliminate_identity.py", "aten/test_fold_batch_norm.py"),
 }
 

@@ -49,9 +49,9 @@ for another kind of file goes into `edgesam_deploy/ops` (READERS); its tables sa
 The tables `coreml-ane-*` speak of one unit, the Neural Engine of a chip family. Their verdicts on a package's
 operations in their order give, as a *static estimate*, how many run there, how many elsewhere (CPU or GPU), how many
 nobody knows, and how often neighbours run on different units: at least, and at most over all choices for the unknown
-ones. Types are those that the package declares: what it holds in fp32 does not run on the Neural Engine. Limits: five axes; of tensors
-with four, 65536 channels and 16384 pixels a side; on the M1, kernels 13 wide. Compressed weights are expanded at
-loading and not judged. Nothing was run on Apple hardware, and Core ML also chooses by cost.
+ones. Types are those that the package declares: what it holds in fp32 does not run on the Neural Engine. Limits: five
+axes; of tensors with four, 65536 channels and 16384 pixels a side; on the M1, kernels 13 wide. Compressed weights are
+expanded at loading and not judged. Nothing was run on Apple hardware, and Core ML also chooses by cost.
 
 What Core ML itself plans can be written on a Mac (macOS 14.4 or later, coremltools 8 or later) and shown beside it:
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 NPU_POINTS = 5  # what its apps send
 Arrays = Mapping[str, NDArray[Any]]
+Half = Literal["none", "weights", "arithmetic"]
 
 
 def option(default: Any, help: str) -> Any:
@@ -46,7 +47,8 @@ class Target(ABC):
     Class-level facts: ``name``, ``summary``, ``extension`` of its files, ``toolkits`` that must be importable to build,
     ``runtime`` that must be importable to run here, ``tools`` whose versions the manifest names beside PyTorch's,
     ``rules`` the operator table it is judged by; ``unmeasured``: why ``build`` leaves parity to ``check``, if it does;
-    ``slow_to_run``: a run takes so long that ``check`` makes few of them unless asked for all.
+    ``slow_to_run``: a run takes so long that ``check`` makes few of them unless asked for all; ``holds_islands``: the
+    artifact can compute some nodes in fp32 and the rest in fp16.
     """
 
     name: ClassVar[str]
@@ -57,6 +59,7 @@ class Target(ABC):
     tools: ClassVar[tuple[str, ...]] = ()
     unmeasured: ClassVar[str] = ""
     slow_to_run: ClassVar[bool] = False
+    holds_islands: ClassVar[bool] = False
     rules: ClassVar[str]
 
     points: int | Literal["dynamic"] | None = option(
@@ -134,6 +137,20 @@ class Target(ABC):
     def options(self) -> dict[str, Any]:
         """The options by name, for the manifest."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    @property
+    def half(self) -> Half:
+        """What these options round to fp16, which the lint looks at before anything is emitted."""
+        return "none"
+
+    @property
+    def mixes(self) -> bool:
+        """Whether these options ask for fp32 islands to be found."""
+        return bool(getattr(self, "auto_mixed", False))
+
+    def islands(self, program: Program) -> frozenset[str]:
+        """The nodes of an aten program, after this target's passes, that it computes in fp32 although it has fp16."""
+        return program.islands
 
     @classmethod
     def option_fields(cls) -> list[Field[Any]]:

@@ -25,7 +25,7 @@ from edgesam_deploy.model.fetch import SOURCES
 FLAGS = Path(__file__).parents[1] / "data" / "cli_flags.json"
 COMMANDS = [
     "models", "targets", "passes", "doctor", "fetch", "build", "check", "ops", "bench", "run", "everything", "verify",
-    "optimize", "bisect", "data synthesize", "data check",
+    "optimize", "bisect", "ranges", "data synthesize", "data check",
 ]  # fmt: skip
 
 

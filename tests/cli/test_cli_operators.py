@@ -10,6 +10,7 @@ from command_line import DONE, UNSUPPORTED, USAGE, edgesam_deploy
 from onnx import parser
 
 from edgesam_deploy.targets.rules import REPORTS
+from edgesam_deploy.targets.tflite.toolkits import PROBE
 
 TEXT = """<ir_version: 10, opset_import: ["": 11]>
 net (float[1,3] x) => (float[1,3] y) { a = Sin (x)  b = Relu (a)  y = Abs (b) }"""
@@ -98,3 +99,75 @@ def test_a_model_that_is_not_built():
     assert "random weights" in ended.words
     assert len(json.loads(ended.out)) == 2
     assert edgesam_deploy("ops", "edge_sam", "--save-subgraph", "cut").code == USAGE
+
+
+# ------------------------------------------------------------------------------------- files of a runtime's own kind
+
+
+@pytest.fixture
+def tflite(tmp_path):
+    pytest.importorskip("ai_edge_litert")
+    (tmp_path / "m.tflite").write_bytes(PROBE)
+    return tmp_path / "m.tflite"
+
+
+def test_a_tflite_file_is_judged_for_tflite(tflite):
+    found = reported(tflite)["m.tflite"]
+    assert found["targets"] == ["tflite"]
+    assert [(row["operator"], row["status"]) for row in found["rows"]] == [("ADD", "supported")]
+    assert edgesam_deploy("ops", tflite, "-t", "xnnpack", "--fail-on", "partial").code == DONE
+
+
+def test_what_needs_onnx_says_so(tflite, tmp_path):
+    ended = edgesam_deploy("ops", tflite, "--save-subgraph", tmp_path / "cut")
+    assert (ended.code, "m.tflite is none" in ended.words) == (USAGE, True)
+    assert edgesam_deploy("ops", tflite, "-t", "onnx").code == USAGE
+
+
+@pytest.fixture
+def package(tmp_path):
+    pytest.importorskip("coremltools")
+    from targets.coreml.interpreter.mil_packages import built, ct, mb
+
+    @mb.program(input_specs=[mb.TensorSpec(shape=(1, 4))], opset_version=ct.target.iOS17)
+    def program(x):
+        return mb.sin(x=mb.relu(x=x, name="relu"), name="sin")
+
+    return built(program, tmp_path / "p.mlpackage")
+
+
+def plan(folder, device="ANE"):
+    rows = [
+        {"operator": "relu", "output": "relu", "device": device},
+        {"operator": "sin", "output": "sin", "device": "CPU"},
+    ]
+    content = {"schema": 1, "machine": "Mac14,2", "system": "macOS 15.3", "packages": {"p.mlpackage": rows}}
+    (folder / "plan.json").write_text(json.dumps(content))
+    return folder / "plan.json"
+
+
+def test_a_package_is_judged_for_core_ml_and_placed(package):
+    found = reported(package)["p.mlpackage"]
+    assert found["targets"] == ["coreml", "coreml-ane-m1", "coreml-ane-m2", "coreml-ane-m3"]
+    assert [placement["places"] for placement in found["placements"]] == [["elsewhere", "elsewhere"]] * 3  # fp32
+    ended = edgesam_deploy("ops", package, "--fail-on", "unsupported")
+    assert ended.code == DONE  # what the Neural Engine does not take runs elsewhere
+    assert "static estimate: 0 of 2 operators on the Neural Engine" in ended.out
+    assert edgesam_deploy("ops", package, "-t", "coreml-ane", "--fail-on", "unsupported").code == UNSUPPORTED
+
+
+def test_a_compute_plan_is_shown_beside_the_estimate(package, tmp_path):
+    ended = edgesam_deploy("ops", package, "--compute-plan", plan(tmp_path))
+    assert ended.code == DONE
+    for words in ("compute plan of p.mlpackage", "operators: ANE 50.0%, GPU 0.0%, CPU 50.0%", "relu relu on ANE"):
+        assert words in " ".join(ended.out.split())
+    found = reported(package, "--compute-plan", plan(tmp_path))["p.mlpackage"]["compute_plan"]
+    assert {row["target"] for row in found["disagreements"]} == {"coreml-ane-m1", "coreml-ane-m2", "coreml-ane-m3"}
+
+
+def test_compute_plans_that_do_not_fit(package, tflite, tmp_path):
+    ended = edgesam_deploy("ops", package, "--compute-plan", plan(tmp_path, device="NPU"))
+    assert (ended.code, "packages.p.mlpackage.0.device" in ended.words) == (USAGE, True)
+    ended = edgesam_deploy("ops", tflite, "--compute-plan", plan(tmp_path))
+    assert (ended.code, "judged are m.tflite" in ended.words) == (USAGE, True)
+    assert edgesam_deploy("ops", "edge_sam", "--compute-plan", plan(tmp_path)).code == USAGE

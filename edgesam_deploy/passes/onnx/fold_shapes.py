@@ -17,6 +17,7 @@ from edgesam_deploy.passes.onnx.graph import (
     has_graphs,
     integers,
     is_standard,
+    opset,
     replace_value,
     static_shape,
 )  # fmt: skip
@@ -44,7 +45,7 @@ def fold_shapes(program: Program) -> int:
     """
     model = program.onnx
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    sweep = _Sweep(model)
+    sweep = _Sweep(program)
     sites = sum(sweep.visit(node) for node in list(model.graph))
     common.RemoveUnusedNodesPass()(model)
     return sites
@@ -53,9 +54,9 @@ def fold_shapes(program: Program) -> int:
 class _Sweep:
     """What is known while going through the graph once: the integers behind small values, partly perhaps."""
 
-    def __init__(self, model: ir.Model) -> None:
-        self.graph = model.graph
-        self.opset = model.opset_imports.get("", 1)
+    def __init__(self, program: Program) -> None:
+        self.graph = program.onnx.graph
+        self.opset = opset(program)
         self.known: dict[ir.Value, Partial] = {}
 
     def visit(self, node: ir.Node) -> int:

@@ -9,9 +9,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from edgesam_deploy.contract import DYNAMIC, IMAGE_ENCODER, Interface, PartSpec, SegmenterInterface
 from edgesam_deploy.errors import UsageError
-from edgesam_deploy.targets.base import Runner, Target, option
+from edgesam_deploy.targets.base import Half, Runner, Target, option
 from edgesam_deploy.targets.coreml.compress import COMPRESSED, compressed
-from edgesam_deploy.targets.coreml.convert import DEPLOYMENT_TARGETS, MOST_POINTS, convert
+from edgesam_deploy.targets.coreml.convert import (
+    DEPLOYMENT_TARGETS,
+    EXACTLY,
+    MOST_POINTS,
+    convert,
+    fine_side,
+    leading_to,
+)
+from edgesam_deploy.targets.coreml.fine_maps import nodes_on_fine_maps
 from edgesam_deploy.targets.coreml.mlpackage import write
 from edgesam_deploy.targets.coreml.runner import open_part
 from edgesam_deploy.targets.integration import write_integration
@@ -41,11 +49,20 @@ class CoremlTarget(Target):
     runtime: ClassVar[tuple[str, ...]] = ("coremltools",)
     tools: ClassVar[tuple[str, ...]] = ("coremltools",)
     rules: ClassVar[str] = "coreml"
+    holds_islands: ClassVar[bool] = True
 
     precision: Literal["fp16", "fp32", "int8", "palette8", "palette6"] = option(
         "fp16",
         "Type of weights and arithmetic. On coreml, int8 and palettes (tables of 256 or 64 values) are for weights "
         "alone, arithmetic in fp16.",
+    )
+    fine_maps: Literal["fp32", "fp16"] = option(
+        "fp32",
+        "Arithmetic on maps of a quarter of the picture's side and finer, where rounding costs most. fp16 leaves them "
+        "to the Neural Engine.",
+    )
+    auto_mixed: bool = option(
+        False, "Keep in fp32 the fewest operators without which fp16 leaves its bounds, found by emulation."
     )
     deployment_target: Literal["iOS16", "iOS17", "iOS18"] = option("iOS17", "Oldest system that must run it.")
     layout: Literal["nchw", "ane"] = option(
@@ -63,8 +80,12 @@ class CoremlTarget(Target):
             )
         if self.precision not in PRECISIONS:
             raise UsageError(f"--precision {self.precision}: must be {', '.join(PRECISIONS)}")
+        if self.fine_maps not in ("fp32", "fp16"):
+            raise UsageError(f"--fine-maps {self.fine_maps}: must be fp32 or fp16")
         if self.deployment_target not in DEPLOYMENT_TARGETS:
             raise UsageError(f"--deployment-target {self.deployment_target}: must be {', '.join(DEPLOYMENT_TARGETS)}")
+        if self.auto_mixed and self.precision != "fp16":
+            raise UsageError(f"--auto-mixed: --precision {self.precision} has nothing to mix; use --precision fp16")
         if self.layout not in ("nchw", "ane"):
             raise UsageError(f"--layout {self.layout}: must be nchw or ane")
         if self.layout == "ane" and self.io != "edgesam-npu":
@@ -111,6 +132,15 @@ class CoremlTarget(Target):
             points = EDGESAM_POINTS
         chosen: Any = self if points is None else replace(self, points=points, signatures=None)
         return Target._promptable(chosen, *args)
+
+    @property
+    def half(self) -> Half:
+        return "none" if self.precision == "fp32" else "arithmetic"
+
+    def islands(self, program: Program) -> frozenset[str]:
+        side = None if self.fine_maps == "fp16" else fine_side(program)
+        fine = frozenset() if side is None else nodes_on_fine_maps(program, side)
+        return program.islands | leading_to(program, EXACTLY) | fine
 
     def pipeline(self, config: SamConfig | CwsamConfig) -> tuple[Pass, ...]:
         from edgesam_deploy.passes import aten
@@ -187,7 +217,12 @@ class CoremlTarget(Target):
         return DECODE if name.startswith(DECODE) and self.signatures is None else name
 
     def _model(self, program: Program) -> Any:
-        model = convert(program, deployment_target=self.deployment_target, half=self.precision != "fp32")
+        model = convert(
+            program,
+            deployment_target=self.deployment_target,
+            half=self.precision != "fp32",
+            fine_half=self.fine_maps == "fp16",
+        )
         return compressed(model, self.precision) if self.precision in COMPRESSED else model
 
     def integrate(self, folder: Path, manifest: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ from edgesam_deploy.contract import (
 )
 from edgesam_deploy.errors import UsageError
 from edgesam_deploy.precision.calibration import calibration_files, calibration_pictures, encoder_inputs
-from edgesam_deploy.targets.base import Arrays, Target, option
+from edgesam_deploy.targets.base import Arrays, Half, Target, option
 from edgesam_deploy.targets.quiet import quiet
 from edgesam_deploy.targets.signatures import parse_signatures, signature_name, signed
 from edgesam_deploy.targets.tflite import flatbuffer
@@ -149,6 +149,10 @@ class TfliteTarget(Target):
             aten.decompose_layer_norm_fp32,  # after it: the norms are on (T, C) then
             aten.eliminate_dead,  # last: the converter would lower dead operators too
         )
+
+    @property
+    def half(self) -> Half:
+        return "weights" if self.precision == "fp16" else "none"
 
     def file(self, part: PartSpec) -> str:
         return f"{SINGLE if self.single_file else part.file}.{self.extension}"

@@ -42,6 +42,8 @@ def by_hand(s: Calls, x: Tensor, y: Tensor, change: str = "") -> Any:
     mixed = p @ v
     if change == "kept rows":
         return net.out_proj(mixed.transpose(1, 2).flatten(2)), mixed
+    if change == "kept weights":
+        return net.out_proj(mixed.transpose(1, 2).flatten(2)), p
     if change == "kept keys":
         return net.out_proj(mixed.transpose(1, 2).flatten(2)), k
     return net.out_proj(mixed.transpose(2, 1).flatten(2, 3))
@@ -56,7 +58,7 @@ def test_other_spellings(change: str, sites: int) -> None:
     rewritten(program(lambda s, x, y: by_hand(s, x, y, change)), always, sites)
 
 
-@pytest.mark.parametrize("change", ["kept rows", "kept keys"])
+@pytest.mark.parametrize("change", ["kept rows", "kept weights", "kept keys"])
 def test_something_else_reads_a_value_within(change: str) -> None:
     module = Calls(lambda s, x, y: by_hand(s, x, y, change), net=attention())
     before = Engine("off").run(traced(module, (1, 5, C), (1, MANY, C), outputs=2), (eliminate_identity,))

@@ -207,3 +207,36 @@ def test_columns_of_a_matrix_are_no_piece_of_a_list() -> None:
         <int64[2,2] m = {1, 2, 3, 4}, int64[1] zero = {0}, int64[1] one = {1}> {
         s = Slice(m, zero, one, one) y = Neg(s) }"""
     rewritten(parsed(text), fold_shapes, 0)
+
+
+@pytest.mark.parametrize(("size", "sites"), [(64, 1), (65, 0)])
+def test_entries_of_a_table_of_data_stay(size: int, sites: int) -> None:
+    table = ", ".join(map(str, range(size)))
+    text = f"""part (float[n] x) => (int64[1] y) <int64[{size}] table = {{{table}}}, int64[1] three = {{3}}> {{
+        k = Gather(table, three) y = Neg(k) }}"""
+    rewritten(parsed(text), fold_shapes, sites)
+
+
+def test_a_known_number_beside_unknown_ones() -> None:
+    """The sum has as many elements as the unknown operand, which is not said before it is known."""
+    text = """part (float[2,3] x, int64[2] i) => (int64[1,2] y) <int64[1] zero = {0}> {
+        q = Size(x) %s u = Unsqueeze(c, zero) y = Neg(u) }"""
+    for total in ("c = Add(q, i)", "c = Sub(i, q)"):
+        rewritten(parsed(text % total), fold_shapes, 1)  # q
+
+
+def test_elements_of_a_sequence() -> None:
+    program = parsed("""part (float[2,3] x) => (float[2,3] y) <int64 zero = {0}> {
+        s = SequenceConstruct(x, x) a = SequenceAt(s, zero) y = Neg(a) }""")
+    node_named(program, "SequenceAt").outputs[0].shape = None
+    assert fold_shapes(program) == 1
+    assert str(node_named(program, "SequenceAt").outputs[0].shape) == "[2,3]"
+
+
+@pytest.mark.parametrize("domain", ["", "ai.onnx"])
+def test_rules_are_those_of_the_programs_opset(domain: str) -> None:
+    """Squeeze takes its axes as an attribute below 13; under either name of ONNX's own domain."""
+    program = parsed("part (float[1,3] x) => (float[3] y) { a = Squeeze<axes = [0]>(x) y = Neg(a) }", 11)
+    program.onnx.opset_imports[domain] = program.onnx.opset_imports.pop("")
+    node_named(program, "Squeeze").outputs[0].shape = None
+    assert fold_shapes(program) == 1

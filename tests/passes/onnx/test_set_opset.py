@@ -187,6 +187,14 @@ def test_bodies_that_need_no_change_pass() -> None:
     assert counts(rewritten(parsed(text, 20), set_opset(13), 1)) == {"If": 1}
 
 
+def test_a_node_with_bodies_is_no_site() -> None:
+    text = """part (float[2] x, bool f) => (float[2] y) {
+        a = Cast<to = 1, saturate = 1>(x)
+        y = If (f) <then_branch = p () => (float[2] u) { u = Abs(a) },
+            else_branch = q () => (float[2] v) { v = Neg(a) }> }"""
+    rewritten(parsed(text, 19), set_opset(13), 1)
+
+
 def test_sizes_of_a_split_must_be_known() -> None:
     text = """part (float[n,4] x) => (float[m,4] y) { p, q = Split<num_outputs = 2>(x) y = Neg(q) }"""
     with pytest.raises(PassError, match="different sizes"):
