@@ -29,9 +29,9 @@ def tokens_to_maps(program: Program) -> int:
         map (B, C, 1, T) ── conv 1x1 ── view (B, h, d, T) ── @ ── softmax ── @ ── view ── conv 1x1
 
     Why: Apple's Neural Engine computes on maps with the channels first (Apple, "Deploying Transformers on the Apple
-    Neural Engine", 2022). Heads are then a view of the channels: of 31 transposes around the attentions of EdgeSAM's
-    mask decoder none is left that no product takes in. The heads stay one axis of a product of four: the paper's list
-    of heads would be eight times the operators. Follows sums, norms, joins and cuts of tokens from linear layer to
+    Neural Engine", 2022). Heads are then a view of the channels: of the 32 transposes of EdgeSAM's mask decoder in Core
+    ML 2 are left, the other turns are taken in by products. The heads stay one axis of a product of four: the paper's
+    list of heads would be eight times the operators. Follows sums, norms, joins and cuts of tokens from linear layer to
     linear layer. Exact: the same products. Site = an operator.
     """
     with AtenGraph(program) as graph:

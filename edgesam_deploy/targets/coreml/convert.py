@@ -40,6 +40,7 @@ def convert(program: Program, *, deployment_target: str, half: bool, fine_half: 
         convert_to="mlprogram",
         minimum_deployment_target=getattr(ct.target, deployment_target),
         compute_precision=_half(ct, program, side, kept) if half else ct.precision.FLOAT32,
+        pass_pipeline=_converters_passes(ct, half=half),
         inputs=[_input(ct, spec) for spec in program.inputs],
         outputs=[ct.TensorType(name=s.name, dtype=_type(s)) for s in program.outputs],
         skip_model_load=True,
@@ -51,6 +52,16 @@ def _input(ct: Any, spec: TensorSpec) -> Any:
         return ct.ImageType(name=spec.name, shape=spec.bound({}), color_layout=ct.colorlayout.RGB)
     sizes = {name: ct.RangeDim(1, MOST_POINTS, default=DEFAULT_POINTS) for name in spec.dynamic.values()}
     return ct.TensorType(name=spec.name, shape=ct.Shape(spec.bound(sizes)), dtype=np.float32)
+
+
+def _converters_passes(ct: Any, *, half: bool) -> Any:
+    """coremltools' own passes. In fp32 without the one that makes a batch norm of a product and a sum: it leaves the
+    operator's epsilon at 1e-5, so each takes 5e-6 off its values, which fp16 cannot see.
+    """
+    passes = ct.PassPipeline.DEFAULT
+    if not half:
+        passes.remove_passes({"common::fuse_elementwise_to_batchnorm"})
+    return passes
 
 
 def fine_side(program: Program) -> int | None:
