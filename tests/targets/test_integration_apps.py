@@ -171,6 +171,19 @@ def test_a_core_ml_bundle_holds_the_package(tmp_path):
     assert "integration/Package.swift" in written
 
 
+@needs_kotlin
+@pytest.mark.slow
+def test_kotlin_of_every_interface_compiles(tmp_path):
+    """All at once, each in a package of its own: what runs the file too, and an image encoder alone."""
+    cases = [*((interface, {}) for interface in INTERFACES.values()), (CONTRACT, {"promptable": False})]
+    written = []
+    for index, (interface, changed) in enumerate(cases):
+        for name, text in sources(interface, "tflite", **changed).items():
+            written.append(tmp_path / f"{index}{name}")
+            written[-1].write_text(text.replace("package edgesam.deploy", f"package edgesam.case{index}"))
+    kotlin(tmp_path, *written, DATA / "litert_stand_in.kt")
+
+
 PROMPTS = [([[40.5, 33.25]], [1]), ([[40.5, 33.25], [7, 9], [90, 120]], [1, 0, 1])]  # 2 slots, then 4
 
 
