@@ -18,7 +18,7 @@ from edgesam_deploy.bundle import Bundle, check_output, draft, dump_json, open_b
 from edgesam_deploy.capture import capture, capture_twins, part_macs
 from edgesam_deploy.contract import IMAGE_ENCODER, Interface, SegmenterInterface, describe_tensors
 from edgesam_deploy.cost import LARGE
-from edgesam_deploy.errors import ParityError
+from edgesam_deploy.errors import ParityError, UsageError
 from edgesam_deploy.memory import check_memory
 from edgesam_deploy.model.configs import SamConfig
 from edgesam_deploy.model.cwsam.configs import CwsamConfig
@@ -30,6 +30,8 @@ from edgesam_deploy.parity import SEEDS, Parity, few_pictures, measure, measure_
 from edgesam_deploy.passes.engine import Engine, ProofMode, Step
 from edgesam_deploy.passes.joint import JointPass, run_joint, run_joint_on_twin
 from edgesam_deploy.passes.program import Program
+from edgesam_deploy.precision.lint import gate
+from edgesam_deploy.precision.mixed import keep_islands
 from edgesam_deploy.runtime import is_large, open_artifact
 from edgesam_deploy.targets import make_target
 from edgesam_deploy.targets.base import Target
@@ -91,7 +93,8 @@ def build(
         progress("capture")
         programs = capture(model, interface)
         macs = part_macs(model.config, interface)
-    engine = Engine(proof, dump_after, folder.resolve().with_name(folder.resolve().name + ".dump"), progress)
+    dumps = folder.resolve().with_name(folder.resolve().name + ".dump")
+    engine = Engine(proof, dump_after, dumps, progress, keep_aten=chosen.half != "none")
     twins = {} if proof == "off" else capture_twins(model, interface, macs)
     with timings.stage("passes"):
         programs, twins = _jointly(engine, programs, twins, chosen.joint_pipeline(model.config))
@@ -99,7 +102,13 @@ def build(
             interface = interface.with_hoisted(programs[-1].inputs)
         for index, program in enumerate(programs):
             programs[index] = engine.run(program, chosen.pipeline(model.config), twin=twins.get(program.name))
-        del program, twins
+        del program
+    with timings.stage("fp16 lint"):
+        if chosen.mixes:
+            _mix(programs, chosen, interface, macs, progress)
+        gate(model, chosen, interface, engine.aten, macs, twin=bool(twins), progress=progress)
+        del twins
+        engine.aten.clear()
 
     with draft(folder, overwrite=overwrite) as place:
         with timings.stage("emit"):
@@ -144,6 +153,19 @@ def _jointly(
     return programs, twins
 
 
+def _mix(
+    programs: list[Program],
+    target: Target,
+    interface: Interface | SegmenterInterface,
+    macs: Mapping[str, int],
+    progress: Callable[[str], None],
+) -> None:
+    large = [part for part, count in macs.items() if count > LARGE]
+    if large:
+        raise UsageError(f"--auto-mixed: {', '.join(large)} is too large to be run that often; use --precision fp32")
+    keep_islands(programs, target, interface, progress=progress)
+
+
 def _measured(
     model: Sam | Cwsam,
     place: Path,
@@ -166,8 +188,10 @@ def plan(config: SamConfig | CwsamConfig, target: Target) -> list[str]:
     passes += [f"{part}: {step.name}" for part in macs for step in target.pipeline(config)]
     large = any(count > LARGE for count in macs.values())
     pictures = [*few_pictures()] if large else [*shipped_pictures(), *(f"seed {seed}" for seed in SEEDS)]
+    lint = [] if target.half == "none" else ["fp16 lint"]
+    lint = [*(f"{part}: fp32 islands" for part in macs if target.mixes), *lint]
     parity = [] if target.unmeasured else [f"parity: {name}" for name in pictures]
-    return ["load", "capture", *passes, "emit", "operator report", *parity]
+    return ["load", "capture", *passes, *lint, "emit", "operator report", *parity]
 
 
 def _metadata(model: Sam | Cwsam, interface: Interface | SegmenterInterface, program: Program) -> dict[str, str]:
@@ -198,6 +222,7 @@ def _content(
             "inputs": describe_tensors(specs[program.name].inputs),
             "outputs": describe_tensors(specs[program.name].outputs),
             "operators": dict(sorted(program.operators().items())),
+            **({"fp32_islands": sorted(program.islands)} if program.islands else {}),
             "passes": [_pass_row(step) for step in steps if program.name in step.part.split(" + ")],
         }
         for program in programs

@@ -7,6 +7,8 @@
     │   ├── ImageError           2   a file that is not a picture, or an array that is not (H, W, 3) uint8
     │   └── OutputError          2   an output folder that exists, is not ours, or cannot be written
     ├── CheckpointError          1   a checkpoint that is missing, truncated, hostile or of another model
+    ├── DataError                1   a data set, sample or record that is missing, damaged or of another layout
+    ├── TrainingError            1   a training run that cannot go on or be resumed
     ├── PassError                1   a pass left its declared bound, or a program is malformed
     ├── TooLarge                 1   a build that does not fit into memory
     ├── BundleError              1   a bundle that is incomplete or does not match its manifest
@@ -61,6 +63,14 @@ class OutputError(UsageError):
 
 class CheckpointError(EdgeSamDeployError):
     """A checkpoint that is missing, truncated, hostile or made for another model."""
+
+
+class DataError(EdgeSamDeployError):
+    """A data set, sample or record that is missing, damaged or of another layout."""
+
+
+class TrainingError(EdgeSamDeployError):
+    """A training run that cannot go on or be resumed."""
 
 
 class PassError(EdgeSamDeployError):

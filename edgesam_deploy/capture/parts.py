@@ -41,9 +41,8 @@ class ImageEncoderPart(nn.Module):
     def forward(self, image: Tensor, image_size: Tensor | None = None) -> Tensor | tuple[Tensor, ...]:
         if image_size is not None:
             # zero after normalising: a padded mean colour is not zero, 124 is not 123.675
-            rows = (self.pixels < image_size[0])[:, None]
-            columns = (self.pixels < image_size[1])[None, :]
-            image = (image.permute(0, 3, 1, 2).float() - self.mean) / self.std * (rows & columns).float()
+            inside = (self.pixels[:, None] < image_size[:1]).float() * (self.pixels < image_size[1:]).float()
+            image = (image.permute(0, 3, 1, 2).float() - self.mean) / self.std * inside
         if self.interface.hq == "none":
             return self.image_encoder(image)  # type: ignore[no-any-return]
         embeddings, intermediate = self.image_encoder.with_intermediate(image)

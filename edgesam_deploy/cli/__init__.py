@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from edgesam_deploy.cli import bisect, build, inspect, measure, operators, optimize, predict
+from edgesam_deploy.cli import bisect, build, data, inspect, measure, operators, optimize, predict, ranges
 from edgesam_deploy.errors import EdgeSamDeployError
 
 EPILOG = (
@@ -31,9 +31,11 @@ app = typer.Typer(
 build.register(app)
 optimize.register(app)
 bisect.register(app)
+ranges.register(app)
 predict.register(app)
 operators.register(app)
 measure.register(app)
+data.register(app)
 inspect.register(app)
 
 

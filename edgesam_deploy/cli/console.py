@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +66,20 @@ def readable_name(path: Path) -> str:
 
 
 @contextmanager
-def progress_bar(total: int) -> Iterator[Callable[[str], None]]:
-    """A bar on a terminal, a line per step elsewhere. Call the yielded function when a step begins."""
+def progress_bar(total: int, lines: int | None = None) -> Iterator[Callable[[str], None]]:
+    """A bar on a terminal, a line per step elsewhere, or about ``lines`` of them. Call the yielded function when a step
+    begins.
+    """
     console = stderr()
     if not console.is_terminal:
-        yield lambda text: print(f"  {text}", file=sys.stderr)
+        every = 1 if lines is None else max(1, total // lines)
+        steps = count()
+
+        def print_some(text: str) -> None:
+            if next(steps) % every == 0:
+                print(f"  {text}", file=sys.stderr)
+
+        yield print_some
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 

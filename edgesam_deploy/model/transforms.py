@@ -19,6 +19,7 @@ Noted deviations from the reference:
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 import zlib
@@ -82,8 +83,17 @@ def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
     """
     if Path(path).is_dir():
         raise ImageError(f"{path} is a folder, not a picture; name one file in it")
+    return _decoded(path, path)
+
+
+def decode_image(data: bytes, name: str) -> NDArray[np.uint8]:
+    """As ``read_image`` for the bytes of a file, which ``name`` stands for in messages."""
+    return _decoded(io.BytesIO(data), name)
+
+
+def _decoded(source: str | os.PathLike[str] | io.BytesIO, path: str | os.PathLike[str]) -> NDArray[np.uint8]:
     try:
-        with Image.open(path) as image:
+        with Image.open(source) as image:
             image.load()
             pixels = _to_rgb(_upright(image))
     except FileNotFoundError as error:

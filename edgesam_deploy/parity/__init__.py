@@ -52,6 +52,7 @@ __all__ = [
     "bounds_of",
     "check",
     "compare",
+    "compared",
     "few_pictures",
     "judge",
     "mask_iou",
@@ -89,14 +90,14 @@ def measure_on(
     """Parity on exactly these pictures; ``few``: with two prompts each, where a run takes minutes."""
     precision, bounds = bounds_of(artifact.bundle)
     soft = _counts_softly(artifact)
-    compared = _compared(model, artifact, pictures, bounds, progress, soft=soft, few=few)
-    verdict, reasons = judge(*compared, bounds)
-    parity = Parity(verdict, reasons, artifact.executed, _described(model), precision, bounds, compared[0])
+    found = compared(model, artifact, pictures, bounds, progress, soft=soft, few=few)
+    verdict, reasons = judge(*found, bounds)
+    parity = Parity(verdict, reasons, artifact.executed, _described(model), precision, bounds, found[0])
     if isinstance(artifact, BundlePredictor):
         parity.skipped = (least_cases if few else usable_cases)(artifact.interface)[1]
     own = model.in_own_form() or (model if soft else None)
     if own is not None:
-        rows, _ = _compared(own, artifact, dict(list(pictures.items())[:2]), bounds, progress, few=few)
+        rows, _ = compared(own, artifact, dict(list(pictures.items())[:2]), bounds, progress, few=few)
         counted = ", pixels counted one by one" if soft else ""
         parity.faithful = {"reference": _described(own) + counted, "summary": summarise(rows)}
     return parity
@@ -120,7 +121,7 @@ def _counts_softly(artifact: BundlePredictor | BundleSegmenter) -> bool:
     return any(step["name"] == "legalize_comparison_sums" and step["sites"] for step in passes)
 
 
-def _compared(
+def compared(
     model: Sam | Cwsam,
     artifact: BundlePredictor | BundleSegmenter,
     pictures: Pictures,
@@ -130,6 +131,7 @@ def _compared(
     soft: bool = False,
     few: bool = False,
 ) -> tuple[list[Difference], list[str]]:
+    """Every output of every case on every picture, artifact against ``model``, and the detectors' findings."""
     if isinstance(artifact, BundleSegmenter):
         from edgesam_deploy.model.cwsam.predictor import CwsamPredictor
 

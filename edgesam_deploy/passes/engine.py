@@ -106,13 +106,18 @@ class Step:
 
 @dataclass
 class Engine:
-    """Runs pipelines. ``dump_after`` names a pass after which the program is written to ``dump_dir``."""
+    """Runs pipelines. ``dump_after`` names a pass after which the program is written to ``dump_dir``.
+
+    ``keep_aten``: keep each part, or its twin, as it was last in the aten dialect, in ``aten``.
+    """
 
     proof: ProofMode = "fast"
     dump_after: str | None = None
     dump_dir: Path | None = None
     progress: Progress = lambda _: None
     steps: list[Step] = field(default_factory=list)
+    keep_aten: bool = False
+    aten: dict[str, Program] = field(default_factory=dict)
 
     def run(self, program: Program, pipeline: Sequence[Pass], *, twin: Program | None = None) -> Program:
         """The program after every pass. Raises PassError for one that leaves its bound or breaks the program.
@@ -126,6 +131,8 @@ class Engine:
         known = self._outputs(subject)
         changes: list[_Change] = []
         for rewrite in pipeline:
+            if self.keep_aten and subject.dialect == "aten":
+                self.aten[program.name] = subject
             self.progress(f"{program.name}: {rewrite.name}")
             try:
                 step, after = _applied(program, rewrite)
@@ -145,6 +152,8 @@ class Engine:
                 changes.append(change)
             program, subject = after, new
         self._prove(changes, known)
+        if self.keep_aten and subject.dialect == "aten":
+            self.aten[program.name] = subject
         return program
 
     def _together(self, last: _Change, new: _Change) -> bool:

@@ -34,7 +34,7 @@ def _aten_runner(program: Program) -> Runner:
     import torch
 
     ep = program.aten
-    constants = {name: _channels_last(value) for name, value in {**ep.constants, **ep.state_dict}.items()}
+    constants = {name: channels_last(value) for name, value in {**ep.constants, **ep.state_dict}.items()}
     specs = ep.graph_signature.input_specs
 
     def run(inputs: Arrays) -> list[NDArray[Any]]:
@@ -45,7 +45,8 @@ def _aten_runner(program: Program) -> Runner:
     return run
 
 
-def _channels_last(value: Any) -> Any:
+def channels_last(value: Any) -> Any:
+    """A convolution's kernel in channels-last order, anything else as it is; without gradients."""
     import torch
 
     is_kernel = isinstance(value, torch.Tensor) and value.dim() == 4 and value.is_floating_point()

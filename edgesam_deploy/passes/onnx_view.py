@@ -190,7 +190,8 @@ class OnnxView(View):
 
         model = onnx.shape_inference.infer_shapes(self._model(region, inputs))
         specs = tuple(TensorSpec(n, v.shape) for n, v in self.values(inputs, region.inputs).items())
-        return Program(self.program.name, specs, (TensorSpec("result", ()),), ir.from_proto(model))
+        outputs = tuple(TensorSpec(value.name, ()) for value in model.graph.output)
+        return Program(self.program.name, specs, outputs, ir.from_proto(model))
 
 
 def _name(value: ir.Value) -> str:

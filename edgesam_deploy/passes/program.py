@@ -22,6 +22,7 @@ class Program:
     """The only thing that passes between rooms: a name, its inputs and outputs, and a body in one of two dialects.
 
     ``sidecars``: arrays that the host needs beside the artifact, by name, for work that a pass gave to it.
+    ``islands``: aten nodes that stay fp32 where the artifact computes in fp16, beside those that its target keeps so.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Program:
     outputs: tuple[TensorSpec, ...]
     body: ExportedProgram | ir.Model
     sidecars: dict[str, NDArray[Any]] = field(default_factory=dict)
+    islands: frozenset[str] = frozenset()
 
     @property
     def dialect(self) -> Dialect:
@@ -47,7 +49,7 @@ class Program:
 
     def copy(self) -> Program:
         """The same program with a graph of its own; constants are shared: passes replace them, never mutate."""
-        return Program(self.name, self.inputs, self.outputs, _copied(self.body), dict(self.sidecars))
+        return Program(self.name, self.inputs, self.outputs, _copied(self.body), dict(self.sidecars), self.islands)
 
     def operators(self) -> Counter[str]:
         """Operator names and how often each occurs."""

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from edgesam_deploy.contract import Interface, SegmenterInterface
-from edgesam_deploy.errors import UsageError
+from edgesam_deploy.errors import ImageError, UsageError
 from edgesam_deploy.model.semantic import preprocess as preprocess_whole
 from edgesam_deploy.model.transforms import preprocess, read_image, resize_longest_side
 
@@ -21,13 +21,24 @@ Pictures = Mapping[str, NDArray[np.uint8]]
 
 
 def calibration_files(folder: str | Path | None) -> list[Path]:
-    """The pictures of a folder by name, or the shipped photographs. Raises UsageError for a folder without any."""
+    """The pictures of a folder by name, or the shipped photographs.
+
+    Raises UsageError for a folder without any, ImageError for a file that is none: before anything is built, since
+    only headers are read here.
+    """
     place = Path(str(files("edgesam_deploy") / "photographs")) if folder is None else Path(folder)
     if not place.is_dir():
         raise UsageError(f"--calibration {place}: no such folder; give one with pictures in it")
     found = sorted(path for path in place.iterdir() if path.suffix.lower() in SUFFIXES)
     if not found:
         raise UsageError(f"--calibration {place}: no picture in it ({', '.join(sorted(SUFFIXES))})")
+    for path in found:
+        try:
+            Image.open(path).close()
+        except UnidentifiedImageError as error:
+            raise ImageError(
+                f"--calibration: {path} is not a picture Pillow can read; take it out, or convert it to PNG or JPEG"
+            ) from error
     return found
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 NPU_POINTS = 5  # what its apps send
 Arrays = Mapping[str, NDArray[Any]]
+Half = Literal["none", "weights", "arithmetic"]
 
 
 def option(default: Any, help: str) -> Any:
@@ -46,7 +47,8 @@ class Target(ABC):
     Class-level facts: ``name``, ``summary``, ``extension`` of its files, ``toolkits`` that must be importable to build,
     ``runtime`` that must be importable to run here, ``tools`` whose versions the manifest names beside PyTorch's,
     ``rules`` the operator table it is judged by; ``unmeasured``: why ``build`` leaves parity to ``check``, if it does;
-    ``slow_to_run``: a run takes so long that ``check`` makes few of them unless asked for all.
+    ``slow_to_run``: a run takes so long that ``check`` makes few of them unless asked for all; ``holds_islands``: the
+    artifact can compute some nodes in fp32 and the rest in fp16.
     """
 
     name: ClassVar[str]
@@ -57,11 +59,12 @@ class Target(ABC):
     tools: ClassVar[tuple[str, ...]] = ()
     unmeasured: ClassVar[str] = ""
     slow_to_run: ClassVar[bool] = False
+    holds_islands: ClassVar[bool] = False
     rules: ClassVar[str]
 
     points: int | Literal["dynamic"] | None = option(
         None,
-        f"Prompt slots, the padding point counted, or 'dynamic'. Default {DEFAULT_POINTS}; "
+        f"Prompt slots, the padding point counted, or 'dynamic' (coreml: 1 to 16). Default {DEFAULT_POINTS}; "
         f"{NPU_POINTS} with --io edgesam-npu, else dynamic with --io.",
     )
     batch: int | Literal["dynamic"] = option(1, "Prompts per call on one image, or 'dynamic'.")
@@ -75,7 +78,9 @@ class Target(ABC):
     multimask: bool = option(False, "HQ-SAM: sharpen the best of SAM's masks 1 to 3 instead of mask 0.")
     hq_token_only: bool = option(False, "HQ-SAM: the HQ mask alone, not added to SAM's.")
     argmax: bool = option(False, "Semantic models: give the class map instead of logits.")
-    embed_preprocess: bool = option(False, "Take uint8 pixels; normalisation and padding happen inside the encoder.")
+    embed_preprocess: bool = option(
+        False, "Take pixels of 0 to 255; normalisation and padding happen inside the encoder."
+    )
 
     def __post_init__(self) -> None:
         # raises UsageError for options that exclude each other; which of them fit the model is seen with the model
@@ -132,6 +137,20 @@ class Target(ABC):
     def options(self) -> dict[str, Any]:
         """The options by name, for the manifest."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    @property
+    def half(self) -> Half:
+        """What these options round to fp16, which the lint looks at before anything is emitted."""
+        return "none"
+
+    @property
+    def mixes(self) -> bool:
+        """Whether these options ask for fp32 islands to be found."""
+        return bool(getattr(self, "auto_mixed", False))
+
+    def islands(self, program: Program) -> frozenset[str]:
+        """The nodes of an aten program, after this target's passes, that it computes in fp32 although it has fp16."""
+        return program.islands
 
     @classmethod
     def option_fields(cls) -> list[Field[Any]]:

@@ -85,6 +85,8 @@ class OnnxTarget(Target):
             aten.fold_batch_norm,  # again: the DyT fork keeps one more norm behind the sum that has just been merged
             aten.fold_dyt_affine,  # DyT's scale and shift go into the next layer where nothing else reads them
             aten.legalize_bicubic,
+            aten.eliminate_dead_rows,  # before absorbing, which pays the sooner the fewer rows there are
+            aten.absorb_channel_offset,  # after folding: what is added to the pixels without a mask is a constant then
             aten.absorb_token_projections,  # after folding: dense positions are constants then
             aten.canonicalize_cross_attention,  # what absorbing does not pay for
             aten.decompose_softmax,  # the two before leave softmax over an axis in the middle

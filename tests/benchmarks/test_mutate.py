@@ -6,11 +6,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from benchmarks.mutant_runs import Baseline, put_in_place
 from benchmarks.mutants import mutants, probed
-from benchmarks.mutate import Baseline, Tally, markdown, mirrored_tests, wilson
+from benchmarks.mutate import Tally, markdown, mirrored_tests, wilson
 
 ROOT = Path(__file__).parents[2]
 
@@ -106,6 +108,47 @@ def test_which_tests_a_mutant_needs() -> None:
     assert known.reaching(5) == ["slow"]
     assert known.reaching(7) == []
     assert known.reaching(0) == known.reaching(3) == ["fast", "other", "slow"]
+    assert known.limit(["fast"]) == 20
+    assert known.limit(["fast", "slow", "slow", "slow"]) == 24
+
+
+SOURCE = """
+def outer(a):
+    def inner(b):
+        return a + b
+    return inner
+
+class C:
+    @property
+    def one(self):
+        return 1
+
+pair = [lambda a: a + 1, lambda a: a + 2]
+"""
+
+
+def put(old: str, new: str) -> tuple[bool, dict[str, Any]]:
+    """Whether functions of SOURCE took the changed code, and their module."""
+    scope: dict[str, Any] = {}
+    exec(compile(SOURCE, "f", "exec"), scope)
+    scope["made"] = scope["outer"](5)
+    functions = [scope["outer"], scope["made"], scope["C"].one.fget]
+    if "lambda" in old:
+        functions += scope["pair"]
+    assert old in SOURCE
+    return put_in_place(functions, compile(SOURCE.replace(old, new), "f", "exec")), scope
+
+
+def test_functions_take_the_code_of_a_mutant() -> None:
+    changed, scope = put("a + b", "a - b")
+    assert changed
+    assert (scope["made"](3), scope["outer"](7)(3)) == (2, 4), "also those that were made before"
+    changed, scope = put("return 1", "return 2")
+    assert changed
+    assert scope["C"]().one == 2
+    assert not put("return inner", "return inner")[0], "nothing changed"
+    assert not put("return a + b", "return b")[0], "a closure of another size"
+    assert not put("lambda a: a + 1", "lambda a: a - 1")[0], "two of one name and line"
 
 
 def test_tests_are_mirrored() -> None:
@@ -122,7 +165,7 @@ def test_a_report() -> None:
     tally.sample, tally.seed = 4, 7
     text = markdown({"aten/x.py": vars(tally)})
     assert "**75.0%**: 3 of 4 mutants killed (95 % interval 30.1% to 95.4%), of 9 possible ones in 1 files" in text
-    assert "at most 4 mutants of each file, drawn with seed 7" in text
+    assert "a sample of each file's mutants, drawn with seed 7" in text
     assert "| aten/x.py | 75% | 3 | 1 | 4 | 9 | 0 |" in text
     assert "- `aten/x.py:3:1: 0  ->  1`" in text
 
@@ -132,12 +175,12 @@ def test_each_file_weighs_what_it_has() -> None:
     small = Tally("0", ["t"], 10, 10, mutants=10, killed=5, survivors=["1:1: 0  ->  1"] * 5)
     text = markdown({"large.py": vars(large), "small.py": vars(small)})
     assert "**75.0%**: 15 of 20" in text
-    assert "possible mutants: 95.0%" in text
+    assert "possible mutants: **95.0%** (69.1% to 99.4%)" in text, "12.2 mutants are as sure as these 20"
 
 
 def test_the_interval_of_a_share() -> None:
     """Newcombe (1998), table I: 81 of 263, and 0 of 20."""
-    assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
+    assert wilson(81 / 263, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
     assert wilson(0, 20) == pytest.approx((0, 0.1611), abs=1e-4)
 
 

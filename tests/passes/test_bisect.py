@@ -352,8 +352,7 @@ def test_what_a_pass_raises_on_is_cut_out_with_as_much_around_it_as_that_takes(t
         aten_pass(crash)(piece)
 
 
-@pytest.mark.parametrize("kind", ["left its bound", "raised", "malformed"])
-def test_a_finding_whose_files_cannot_be_written_is_still_one(tmp_path: Path, kind: str) -> None:
+def broken_at_the_difference(kind: str) -> Pass:
     def edit(graph: AtenGraph) -> None:
         for node in graph.calls(aten.sub.Tensor):
             if kind == "raised":
@@ -363,9 +362,31 @@ def test_a_finding_whose_files_cannot_be_written_is_still_one(tmp_path: Path, ki
             else:
                 graph.replace(node, node.args[0])  # type: ignore[arg-type]
 
+    return aten_pass(edit)
+
+
+@pytest.mark.parametrize("kind", ["left its bound", "raised", "malformed"])
+def test_what_the_sub_graph_reads_is_beside_it(tmp_path: Path, kind: str) -> None:
+    """In a folder that need not exist, and may."""
+    for _ in range(2):
+        finding = found(program(), tmp_path / "one" / "two", broken_at_the_difference(kind))
+        assert (finding.kind, finding.node, finding.message.count("could not")) == (kind, "sub", 0)
+        assert finding.folder == tmp_path / "one" / "two" / "part.broken"
+    assert finding.folder is not None
+    view = view_of(program())
+    saved = np.load(finding.folder / ("inputs_before.npz" if kind == "left its bound" else "inputs.npz"))
+    assert "sin" in saved.files
+    assert kind != "raised" or set(saved.files) == {"sin", "cos"}
+    expected = view.values(sample_inputs(program().inputs, SEEDS["fast"][0]), saved.files)
+    for key in saved.files:
+        np.testing.assert_allclose(saved[key], expected[key], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["left its bound", "raised", "malformed"])
+def test_a_finding_whose_files_cannot_be_written_is_still_one(tmp_path: Path, kind: str) -> None:
     taken = tmp_path / "a file"
     taken.touch()
-    finding = found(program(), taken, aten_pass(edit))
+    finding = found(program(), taken, broken_at_the_difference(kind))
     assert (finding.kind, finding.node) == (kind, "sub")
     assert "its sub-graph could not be written (NotADirectoryError" in finding.message
     assert finding.folder is None
@@ -407,6 +428,21 @@ def test_the_beginning_of_a_program_is_one_itself(lowered: bool) -> None:
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=1e-6)
     if not lowered:
         assert first.aten.graph_signature.user_outputs == tuple(names)
+
+
+@pytest.mark.parametrize("lowered", [False, True], ids=["aten", "onnx"])
+def test_a_piece_is_a_program_of_its_own(lowered: bool) -> None:
+    """With inputs called and shaped as what it reads."""
+    before = program()
+    if lowered:
+        lower_to_onnx(20, 9)(before)
+    view, inputs = view_of(before), sample_inputs(before.inputs, 1)
+    (end,) = (name for name in view.nodes if view.operator(name) in ("aten.sub.Tensor", "::Sub:0"))
+    region = view.near(end, 2)
+    piece, feeds = view.piece(region, inputs), view.values(inputs, region.inputs)
+    assert {spec.name: spec.shape for spec in piece.inputs} == {name: value.shape for name, value in feeds.items()}
+    (found,) = run_program(piece, feeds).values()
+    np.testing.assert_allclose(found, view.values(inputs, [end])[end], rtol=1e-5, atol=1e-6)
 
 
 def test_the_program_given_stays_as_it_was(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ VERBS = ("decompose", "fuse", "fold", "legalize", "absorb", "eliminate", "canoni
          "freeze", "narrow", "set", "simplify", "split")  # fmt: skip
 NAMED_OTHERWISE = {
     "boolean_to_float", "channel_last_upscaling", "gather_to_slice", "gelu_to_tanh", "hoist_positional_encoding",
-    "linear_to_conv",
+    "linear_to_conv", "pixels_to_planes", "tokens_to_maps",
 }  # fmt: skip
 
 
@@ -111,6 +111,7 @@ class Lively(nn.Module):
         self.hyper = nn.Linear(8, 2)
         self.experts = TokenChoice(8, 4, ExpertsConfig("token", count=3, chosen=2), "relu")
         self.to_tokens, self.to_image = Attention(8, 2, 2), Attention(8, 2, 2)
+        self.register_buffer("offset", torch.linspace(-1, 1, 8)[:, None, None], persistent=False)
         self.register_buffer("places", torch.linspace(-1, 1, 640).reshape(1, 80, 8), persistent=False)
         self.register_buffer("kept", F.pad(torch.ones(8, 9), (6, 25, 3, 21)), persistent=False)
 
@@ -121,14 +122,14 @@ class Lively(nn.Module):
         x = x * torch.sigmoid(x.mean((2, 3), keepdim=True))
         small = F.interpolate(x, scale_factor=0.25, mode="bicubic").clone()
         grid = torch.arange(8.0).sin()
-        tokens = small.flatten(2).transpose(1, 2) + grid
+        tokens = (small + self.offset).flatten(2).transpose(1, 2) + grid
         windows = tokens.reshape(1, 2, 4, 2, 5, 8).transpose(2, 3).reshape(-1, 20, 8)
         tokens = tokens + self.experts(windows).reshape(1, 2, 2, 4, 5, 8).transpose(2, 3).reshape(1, 80, 8)
         self.hyper(tokens).exp()  # dead
-        few, several = tokens[:, :4], tokens[:, :10]  # absorbing pays for 4
+        few, several = F.layer_norm(tokens, [8])[:, :4], tokens[:, :10]  # absorbing pays for 4
         asked = self.to_image(several, F.layer_norm(tokens, [8]) + self.places, tokens)
         tokens = tokens + self.to_tokens(tokens, few, few)
-        hyper = self.hyper(torch.stack([asked[:, 0], asked[:, 3]], 1))
+        hyper = self.hyper(torch.stack([asked[:, 0], asked[:, 9]], 1))
         up = self.up(tokens.transpose(1, 2).unflatten(2, small.shape[2:]))
         return (hyper @ up.flatten(2)).unflatten(2, up.shape[2:])
 
@@ -136,7 +137,8 @@ class Lively(nn.Module):
 PIPELINE = (
     aten.eliminate_identity, aten.eliminate_dead, aten.fold_constants, aten.legalize_moe_routing,
     aten.decompose_fft, aten.fold_batch_norm, aten.merge_parallel_convs, aten.legalize_bicubic,
-    aten.absorb_token_projections, aten.canonicalize_cross_attention, aten.absorb_constant_projections,
+    aten.eliminate_dead_rows, aten.absorb_channel_offset, aten.absorb_token_projections,
+    aten.canonicalize_cross_attention, aten.absorb_constant_projections,
     aten.decompose_softmax,
     aten.channel_last_upscaling, aten.limit_rank, aten.gather_to_slice, aten.decompose_spatial_mean,
 )  # fmt: skip
@@ -174,7 +176,8 @@ NPU_PIPELINE = (
 )  # fmt: skip
 ALTERNATIVES = (  # take the place of others
     aten.decompose_gelu, aten.decompose_layer_norm_fp32, aten.eliminate_unit_batch, aten.legalize_bicubic_channel_last,
-    aten.merge_label_rows, aten.merge_parallel_heads, aten.fold_scale,
+    aten.merge_label_rows, aten.merge_parallel_heads, aten.fold_scale, aten.pixels_to_planes,
+    aten.tokens_to_maps, aten.legalize_matmul_rank,
 )  # fmt: skip
 ROUGH_PIPELINE = (aten.gelu_to_tanh, aten.legalize_comparison_sums, aten.hoist_positional_encoding)
 

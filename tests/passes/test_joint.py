@@ -120,10 +120,10 @@ def test_bounds_and_reasons() -> None:
 
 def test_a_twin_stands_for_its_own_step() -> None:
     engine = Engine("fast")
-    run_joint(engine, encoder(), decoder(), JointPass(scaled(1.0)))
+    run_joint(engine, encoder(), decoder(), JointPass(scaled(1.0), bound=0.5))
     given = encoder(), encoder(), decoder()
     _, _, after = run_joint_on_twin(engine, *given, JointPass(scaled(1.0)))
-    assert [step.on_twin for step in engine.steps] == [False, True]
+    assert [(step.on_twin, step.bound) for step in engine.steps] == [(False, 0.5), (True, 1e-5)]
     assert after is not given[2]
     assert run_joint_on_twin(engine, *given, JointPass(lambda above, below: 0)) == given
     assert [step.on_twin for step in engine.steps] == [False, True, False]

@@ -128,8 +128,9 @@ def _swapped(node: Any, axes: set[int]) -> Node | None:
 def _flattened(node: Any) -> Node | None:
     """What ``node`` (B, T, h d) joins the last two of four axes of."""
     source = _read(node, aten.flatten.using_ints)
-    plain = len(shape(source)) == 4 and argument(node, 1, "start_dim", 0) == 2 if source is not None else False
-    return source if plain and argument(node, 2, "end_dim", -1) in (-1, 3) else None
+    if source is None or argument(node, 1, "start_dim", 0) != 2 or argument(node, 2, "end_dim", -1) not in (-1, 3):
+        return None
+    return source
 
 
 def _operands(node: Node | None, operator: Any) -> tuple[Node | None, Node | None]:
@@ -144,19 +145,20 @@ def _operands(node: Node | None, operator: Any) -> tuple[Node | None, Node | Non
 def _source_of_softmax(node: Node | None) -> Node | None:
     if node is None or node.target != aten.softmax.int or not only_reader(node):
         return None
-    plain = node.args[1] in (-1, 3) and argument(node, 2, "dtype") is None and len(shape(node)) == 4
+    plain = node.args[1] in (-1, 3) and argument(node, 2, "dtype") is None
     return node.args[0] if plain else None  # type: ignore[return-value]
 
 
 def _projection(graph: AtenGraph, heads: Node | None) -> Projection | None:
     """``heads`` = transpose(unflatten(linear, -1, [h, d]), 1, 2)."""
     layer = _source_of_split(heads)
-    if heads is None or layer is None or layer.target != aten.linear.default or not only_reader(layer):
+    if layer is None or layer.target != aten.linear.default or not only_reader(layer):
         return None
     weights, source = _weights(graph, layer), layer.args[0]
     if weights is None or len(shape(source)) != 3:
         return None
     assert isinstance(source, Node)
+    assert heads is not None
     return Projection(source, *weights, heads, graph.target(layer.args[1]).removesuffix(".weight"))
 
 

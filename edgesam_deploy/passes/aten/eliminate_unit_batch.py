@@ -77,8 +77,7 @@ def _rewritten(graph: AtenGraph, node: Node, flat: dict[Node, Node]) -> Callable
     tensors = [n for n in node.all_input_nodes if not _is_weight(graph, n)]
     if any(len(shape(n)) >= 3 and shape(n)[0] != 1 for n in tensors):
         return None
-    known = [n in flat for n in tensors if len(shape(n)) >= 3]
-    if node.target not in SEEDS and not any(known):
+    if node.target not in SEEDS and not any(n in flat for n in tensors):
         return None
     arguments = _arguments(node)
     if arguments is None:

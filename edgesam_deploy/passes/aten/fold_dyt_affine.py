@@ -97,7 +97,8 @@ def _operands(graph: AtenGraph, node: Node, operator: Any) -> tuple[Node, Tensor
     if node.target == operator and node.kwargs.get("alpha", 1) == 1:
         for source, constant in (node.args[:2], node.args[1::-1]):
             value = torch.tensor(constant) if isinstance(constant, (int, float)) else viewed(graph, constant)
-            if value is not None and isinstance(source, Node):
+            if value is not None:
+                assert isinstance(source, Node)
                 return source, value
     return node, None
 
@@ -152,10 +153,9 @@ def _weights(graph: AtenGraph, node: Node) -> tuple[Tensor | None, Tensor | None
 
 def _set_weights(graph: AtenGraph, node: Node, weight: Tensor, bias: Tensor | None) -> None:
     name, dtype = graph.target(node.args[1]).removesuffix(".weight"), node.meta["val"].dtype
-    new = [graph.add_constant(f"{name}.weight", weight.to(dtype))]
-    new += [] if bias is None else [graph.add_constant(f"{name}.bias", bias.to(dtype))]
-    node.args = (node.args[0], *new, *([None] if bias is None and len(node.args) > 3 else []), *node.args[3:])
-    node.kwargs = {k: v for k, v in node.kwargs.items() if k != "bias"}
+    new = graph.add_constant(f"{name}.weight", weight.to(dtype))
+    shift = None if bias is None else graph.add_constant(f"{name}.bias", bias.to(dtype))
+    node.args = (node.args[0], new, shift, *node.args[3:])
 
 
 def _through(node: Node, weight: Tensor, gamma: Tensor, beta: Tensor) -> tuple[Tensor, Tensor | None]:

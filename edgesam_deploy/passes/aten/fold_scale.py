@@ -37,22 +37,19 @@ def fold_scale(program: Program) -> int:
 
 
 def _fold(graph: AtenGraph, node: Node) -> bool:
-    source, scale = node.args[:2]
-    layer = source
-    while isinstance(layer, Node) and only_reader(layer) and layer.target in VIEWS:
+    source, scale = node.args
+    layer: Any = source
+    while only_reader(layer) and layer.target in VIEWS:
         layer = layer.args[0]
-    known = isinstance(layer, Node) and only_reader(layer) and layer.target in LAYERS
-    if not (known and isinstance(scale, (int, float)) and isinstance(source, Node)):
+    if not (only_reader(layer) and layer.target in LAYERS and isinstance(scale, (int, float))):
         log.debug("fold_scale: %s scales no layer's result by a number", node.name)
         return False
-    assert isinstance(layer, Node)
+    assert isinstance(source, Node)
     values = [graph.constant(given) for given in (layer.args[1], argument(layer, 2, "bias")) if given is not None]
     if any(value is None for value in values):
         log.debug("fold_scale: %s has weights that are computed", layer.name)
         return False
     folded = [graph.add_constant("scaled", (v * scale).to(v.dtype)) for v in values if v is not None]
-    rest: tuple[Any, ...] = layer.args[3:]
-    layer.args = (layer.args[0], folded[0], folded[1] if len(folded) > 1 else None, *rest)
-    layer.kwargs = {key: value for key, value in layer.kwargs.items() if key not in ("weight", "bias")}
+    layer.args = (layer.args[0], *folded, *layer.args[1 + len(folded) :])  # without a bias there stays a None, or none
     graph.replace(node, source)
     return True

@@ -118,7 +118,7 @@ def _variance(node: Any) -> tuple[Node, int] | None:
     if not isinstance(node, Node):
         return None
     if node.target == aten.var.correction:
-        biased = argument(node, 2, "correction", 1) == 0 and argument(node, 3, "keepdim", False)
+        biased = node.kwargs.get("correction", 1) == 0 and node.kwargs.get("keepdim", False)
         return _one_axis(node) if biased else None
     if node.target == aten.var.dim:
         biased = not argument(node, 2, "unbiased", True) and argument(node, 3, "keepdim", False)
@@ -138,9 +138,10 @@ def _variance(node: Any) -> tuple[Node, int] | None:
 
 def _followed(graph: AtenGraph, node: Node, operators: set[Any], column: list[int]) -> tuple[Node, Tensor | None]:
     """The only reader of ``node`` and its constant of one value per channel; ``node`` itself where there is none."""
-    reader = next(iter(node.users), None)
-    plain = reader is not None and reader.target in operators and reader.kwargs.get("alpha", 1) == 1
-    if reader is None or not plain or not only_reader(node):
+    if not only_reader(node):
+        return node, None
+    (reader,) = node.users
+    if reader.target not in operators or reader.kwargs.get("alpha", 1) != 1:
         return node, None
     for _, other in _ordered(reader):
         value = viewed(graph, other)

@@ -108,7 +108,7 @@ def _together(graph: AtenGraph, x: Node, layers: tuple[Node, ...], count: int) -
         return graph.call(layers[0].target, x, **layers[0].kwargs)
     weight = graph.add_constant("heads_weight", _joined(graph, [layer.args[1] for layer in layers])[:, :, None, None])
     biases = [argument(layer, 2, "bias") for layer in layers]
-    bias = None if biases[0] is None else graph.add_constant("heads_bias", _joined(graph, biases))
+    bias = None if None in biases else graph.add_constant("heads_bias", _joined(graph, biases))
     return graph.call(aten.conv2d.default, x, weight, bias, [1, 1], [0, 0], [1, 1], count)
 
 

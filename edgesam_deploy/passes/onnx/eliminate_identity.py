@@ -20,17 +20,18 @@ def eliminate_identity(program: Program) -> int:
     compiler crash. Exact.
     """
     for node in program.onnx.graph:
-        if node.inputs and node.inputs[0] is not None and _is_identity(node):
-            replace_value(node.outputs[0], node.inputs[0])
+        if _is_identity(node):
+            (source, *_) = node.inputs
+            assert source is not None  # all of them require it
+            replace_value(node.outputs[0], source)
     return count_removed(program, common.RemoveUnusedNodesPass())
 
 
 def _is_identity(node: ir.Node) -> bool:
-    source, result = node.inputs[0], node.outputs[0]
     if node.op_type == "Identity":
         return True
     if node.op_type == "Cast":
-        return source is not None and source.dtype is not None and node.attributes["to"].as_int() == source.dtype
+        return node.attributes["to"].as_int() == node.inputs[0].dtype  # type: ignore[union-attr]
     if node.op_type == "Transpose":
         perm = node.attributes.get("perm")
         return perm is not None and list(perm.as_ints()) == sorted(perm.as_ints())
@@ -38,6 +39,6 @@ def _is_identity(node: ir.Node) -> bool:
         repeats = constant(node.inputs[1])
         return repeats is not None and bool((repeats == 1).all())
     if node.op_type in BY_SHAPE:
-        before, after = dims(source), dims(result)
+        before, after = dims(node.inputs[0]), dims(node.outputs[0])
         return before is not None and before == after
     return False

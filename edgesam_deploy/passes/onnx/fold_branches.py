@@ -27,7 +27,7 @@ def fold_branches(program: Program) -> int:
 
 def _inline(program: Program, node: ir.Node) -> bool:
     condition = constant(node.inputs[0])
-    if condition is None or condition.size != 1:
+    if condition is None:
         return False
     branch = node.attributes["then_branch" if condition.item() else "else_branch"].as_graph()
     graph, results = program.onnx.graph, list(branch.outputs)

@@ -17,6 +17,7 @@ from edgesam_deploy.passes.onnx.graph import (
     has_graphs,
     integers,
     is_standard,
+    opset,
     replace_value,
     static_shape,
 )  # fmt: skip
@@ -44,7 +45,7 @@ def fold_shapes(program: Program) -> int:
     """
     model = program.onnx
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    sweep = _Sweep(model)
+    sweep = _Sweep(program)
     sites = sum(sweep.visit(node) for node in list(model.graph))
     common.RemoveUnusedNodesPass()(model)
     return sites
@@ -53,9 +54,9 @@ def fold_shapes(program: Program) -> int:
 class _Sweep:
     """What is known while going through the graph once: the integers behind small values, partly perhaps."""
 
-    def __init__(self, model: ir.Model) -> None:
-        self.graph = model.graph
-        self.opset = model.opset_imports.get("", 1)
+    def __init__(self, program: Program) -> None:
+        self.graph = program.onnx.graph
+        self.opset = opset(program)
         self.known: dict[ir.Value, Partial] = {}
 
     def visit(self, node: ir.Node) -> int:
@@ -63,7 +64,7 @@ class _Sweep:
             return 0
         sites = self._infer(node)
         values = _PARTIAL[node.op_type](self, node) if node.op_type in _PARTIAL else None
-        if values is None or values.size > SMALL or len(node.outputs) != 1:
+        if values is None or values.size > SMALL:
             return sites
         (result,) = node.outputs
         self.known[result] = values
@@ -75,7 +76,7 @@ class _Sweep:
 
     def _infer(self, node: ir.Node) -> int:
         """Let onnx's own rule for this operator say what the results' shapes are; how many became static."""
-        unknown = [v for v in node.outputs if v.name and static_shape(v) is None]
+        unknown = [v for v in node.outputs if static_shape(v) is None]
         if not unknown or any(v is not None and v.type is None for v in node.inputs):
             return 0
         if (shape := _elementwise(node)) is not None:
@@ -139,7 +140,7 @@ def _elementwise(node: ir.Node) -> tuple[int, ...] | None:
 
 def _refine(value: ir.Value, found: onnx.TypeProto | None) -> bool:
     """Take over the dimensions that were found; whether all are known now."""
-    if found is None or not found.HasField("tensor_type"):
+    if found is None:
         return False
     if value.dtype is None and found.tensor_type.elem_type:
         value.type = ir.TensorType(ir.DataType(found.tensor_type.elem_type))

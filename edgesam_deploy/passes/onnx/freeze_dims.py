@@ -37,7 +37,7 @@ def _freeze(value: ir.Value, sizes: Mapping[str, int]) -> bool:
     if value.shape is None:
         return False
     before = list(value.shape)
-    after = [sizes.get(d.value, d) if isinstance(d, ir.SymbolicDim) and d.value is not None else d for d in before]
+    after = [sizes.get(d.value, d) if isinstance(d, ir.SymbolicDim) else d for d in before]  # type: ignore[arg-type]
     if after == before:
         return False
     value.shape = ir.Shape(after)

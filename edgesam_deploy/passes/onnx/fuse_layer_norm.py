@@ -85,7 +85,8 @@ def _under_root(value: ir.Value | None, *, inverse: bool) -> tuple[ir.Value, flo
         return None
     for variance, eps in (tuple(total.inputs), tuple(reversed(total.inputs))):
         number = scalar(eps)
-        if number is not None and variance is not None:
+        if number is not None:
+            assert variance is not None
             return variance, number
     return None
 
@@ -131,7 +132,8 @@ def _made_by(value: ir.Value | None, *op_types: str) -> ir.Node | None:
 
 
 def _fuse(graph: ir.Graph, norm: _Norm) -> bool:
-    shape = list(norm.x.shape or ())
+    assert norm.x.shape is not None
+    shape = list(norm.x.shape)
     trailing = norm.axes == tuple(range(len(shape) - len(norm.axes), len(shape)))
     sizes = [d for axis in norm.axes if isinstance(d := shape[axis], int)]
     if norm.x.dtype not in TYPES or len(sizes) < len(norm.axes) or not (trailing or norm.axes == (1,)):
@@ -166,7 +168,8 @@ def _affine(
         return value, None
     (node,) = readers
     array = constant(node.inputs[1] if node.inputs[0] is value else node.inputs[0])
-    rank = len(norm.x.shape or ())
+    assert norm.x.shape is not None
+    rank = len(norm.x.shape)
     if node.graph is not value.graph or array is None or array.ndim > rank:
         return value, None
     array = array.reshape([1] * (rank - array.ndim) + list(array.shape))

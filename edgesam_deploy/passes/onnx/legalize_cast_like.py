@@ -16,10 +16,11 @@ def legalize_cast_like(program: Program) -> int:
     """
     graph, sites = program.onnx.graph, 0
     for node in graph:
-        if node.op_type != "CastLike" or node.inputs[1] is None or node.inputs[1].dtype is None:
+        like = node.inputs[1] if node.op_type == "CastLike" else None
+        if like is None or like.dtype is None:
             continue
-        cast = ir.node("Cast", [node.inputs[0]], {"to": node.inputs[1].dtype}, name=node.name)
-        cast.outputs[0].dtype, cast.outputs[0].shape = node.inputs[1].dtype, node.outputs[0].shape
+        cast = ir.node("Cast", [node.inputs[0]], {"to": like.dtype}, name=node.name)
+        cast.outputs[0].dtype, cast.outputs[0].shape = like.dtype, node.outputs[0].shape
         ir.convenience.replace_nodes_and_values(graph, node, [node], [cast], node.outputs, cast.outputs)
         sites += 1
     return sites

@@ -98,7 +98,7 @@ class _Narrowing:
             if value is not None and _is_int64(value) and index in inputs:
                 node.replace_input_with(index, self.narrow(node, value))
                 changed = True
-            elif value is not None and value in self.retyped and index not in inputs:
+            elif value in self.retyped and index not in inputs:
                 node.replace_input_with(index, self.cast(node, value, INT64))
         if has_graphs(node):
             self.keep_for_nested(node)
@@ -170,7 +170,7 @@ class _Narrowing:
             nested = attribute.as_graph()
             for inner in ir.traversal.RecursiveGraphIterator(nested):
                 for index, value in enumerate(inner.inputs):
-                    if value is not None and value in self.retyped:
+                    if value in self.retyped:
                         inner.replace_input_with(index, self.cast(node, value, INT64))
 
     def finish(self) -> None:

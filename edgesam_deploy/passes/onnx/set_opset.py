@@ -95,7 +95,6 @@ def _raise(program: Program, version: int) -> int:
             graph.inputs.remove(value)
         graph.register_initializer(value)
     converted.ir_version = max(model.ir_version, IR_VERSIONS[version])
-    _keep_identity(model, converted)
     before = [(n.op_type, len(n.inputs), sorted(n.attributes)) for n in model.graph]
     after = [(n.op_type, len(n.inputs), sorted(n.attributes)) for n in graph]
     program.body = converted
@@ -107,15 +106,6 @@ def _point_at_last_axis(node: ir.Node) -> None:
     axis, dims = node.attributes.get("axis"), rank(node.inputs[0]) if node.inputs else None
     if is_standard(node, "Softmax", "LogSoftmax", "Hardmax") and axis is not None and axis.as_int() + 1 == dims:
         node.attributes["axis"] = ir.AttrInt64("axis", -1)
-
-
-def _keep_identity(model: ir.Model, converted: ir.Model) -> None:
-    """What the converter drops: names, metadata, the versions of other domains."""
-    converted.graph.name = model.graph.name
-    converted.producer_name, converted.producer_version = model.producer_name, model.producer_version
-    converted.metadata_props.update(model.metadata_props)
-    for domain, number in model.opset_imports.items():
-        converted.opset_imports.setdefault(domain, number)
 
 
 # --- down ---
@@ -153,7 +143,7 @@ def _lower_node(node: ir.Node, now: int, version: int) -> bool:
     before, graph = node.op_type, node.graph
     changed = before in _DOWN and _DOWN[before](node, version)
     if node.graph is None:
-        return True  # it was replaced by others
+        return changed  # it was replaced by others
     if reason := _misfit(node, now, version):
         raise PassError(f"{before} {node.name}: {reason}")
     assert graph is not None
@@ -211,22 +201,17 @@ def _type_name(kind: ir.TypeProtocol) -> str:
     return f"tensor({onnx.helper.tensor_dtype_to_string(int(kind.dtype)).removeprefix('TensorProto.').lower()})"
 
 
-def _drop_default(name: str, default: object) -> Callable[[ir.Node, int], bool]:
-    """An attribute that the older operator does not have, where it says what that one does."""
+def _drop_defaults(**defaults: object) -> Callable[[ir.Node, int], bool]:
+    """Attributes that the older operator does not have, where they say what that one does."""
 
     def drop(node: ir.Node, version: int) -> bool:
-        attribute = node.attributes.get(name)
-        value = None if attribute is None else attribute.value
-        if (list(value) if isinstance(value, tuple) else value) != default:
-            return False
-        node.attributes.pop(name)
-        return True
+        said = [name for name, default in defaults.items() if name in node.attributes
+                and node.attributes[name].value == default]  # fmt: skip
+        for name in said:
+            node.attributes.pop(name)
+        return bool(said)
 
     return drop
-
-
-def _all(*rules: Callable[[ir.Node, int], bool]) -> Callable[[ir.Node, int], bool]:
-    return lambda node, version: sum(rule(node, version) for rule in rules) > 0
 
 
 def _before(first: int, rule: Callable[[ir.Node, int], bool]) -> Callable[[ir.Node, int], bool]:
@@ -328,13 +313,13 @@ def _mish(node: ir.Node, version: int) -> bool:
 
 def _resize(node: ir.Node, version: int) -> bool:
     """Version 11 wants every input there, an empty one where it has no meaning."""
-    graph = node.graph
+    changed, graph = _drop_defaults(antialias=0, keep_aspect_ratio_policy="stretch")(node, version), node.graph
     assert isinstance(graph, ir.Graph)
     for index, value in enumerate(node.inputs if version < 13 else ()):
         if value is None:
             empty = add_initializer(graph, f"{node.outputs[0].name}_none", np.zeros(0, np.float32))
             node.replace_input_with(index, empty)
-    return version < 13
+    return changed or version < 13
 
 
 def _split(node: ir.Node, version: int) -> bool:
@@ -386,16 +371,15 @@ _DOWN: dict[str, Callable[[ir.Node, int], bool]] = {
     "HardSwish": _hard_swish,
     "Mish": _mish,
     "Split": _split,
-    "Reshape": _drop_default("allowzero", 0),
-    "Cast": _all(_drop_default("saturate", 1), _drop_default("round_mode", "up")),
-    "CastLike": _drop_default("saturate", 1),
-    "Shape": _drop_default("start", 0),
-    "BatchNormalization": _drop_default("training_mode", 0),
-    "AveragePool": _drop_default("dilations", [1, 1]),
-    "Resize": _all(_resize, _drop_default("antialias", 0), _drop_default("keep_aspect_ratio_policy", "stretch")),
-    "ScatterND": _drop_default("reduction", "none"),
-    "ScatterElements": _drop_default("reduction", "none"),
-    "QuantizeLinear": _all(_drop_default("saturate", 1), _drop_default("block_size", 0), _drop_default("precision", 0),
-                           _drop_default("output_dtype", 0)),
-    "DequantizeLinear": _all(_drop_default("block_size", 0), _drop_default("output_dtype", 0)),
+    "Reshape": _drop_defaults(allowzero=0),
+    "Cast": _drop_defaults(saturate=1, round_mode="up"),
+    "CastLike": _drop_defaults(saturate=1),
+    "Shape": _drop_defaults(start=0),
+    "BatchNormalization": _drop_defaults(training_mode=0),
+    "AveragePool": _drop_defaults(dilations=(1, 1)),
+    "Resize": _resize,
+    "ScatterND": _drop_defaults(reduction="none"),
+    "ScatterElements": _drop_defaults(reduction="none"),
+    "QuantizeLinear": _drop_defaults(saturate=1, block_size=0, precision=0, output_dtype=0),
+    "DequantizeLinear": _drop_defaults(block_size=0, output_dtype=0),
 }  # fmt: skip

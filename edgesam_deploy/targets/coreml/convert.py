@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgesam_deploy.contract import TensorSpec
+from edgesam_deploy.contract import DEFAULT_POINTS, TensorSpec
+from edgesam_deploy.targets.coreml.fine_maps import on_fine_maps
+from edgesam_deploy.targets.coreml.rounding import with_rounded_kernels
 from edgesam_deploy.toolkits import require
 
 if TYPE_CHECKING:
@@ -14,29 +16,91 @@ if TYPE_CHECKING:
 
 PURPOSE = "building for coreml"
 EXACTLY = ("sin", "cos")  # fp16 has a step of 0.5 from 512 on, and ten radians need more than its 11 bits
+WEIGHTED = ("conv", "linear", "matmul")  # before the first of them a picture is normalised: 123.675 is 123.6875 in fp16
+MOST_POINTS = 16  # slots where their number varies: a bound lets Core ML plan its memory
+FINE = 4  # maps of a 4th of the picture's side and finer: before the first convolution that makes them coarser
 DEPLOYMENT_TARGETS = ("iOS16", "iOS17", "iOS18")
 
 
-def convert(program: Program, *, deployment_target: str, half: bool) -> Any:
-    """The program as coremltools' MLModel, static shapes, inputs and outputs fp32.
+def convert(program: Program, *, deployment_target: str, half: bool, fine_half: bool = False) -> Any:
+    """The program as coremltools' MLModel: inputs and outputs fp32, pictures as images, varying sizes as ranges.
 
-    half: arithmetic and weights in fp16, but for what computes the operands of sines and cosines. The trace is lowered
-    to core operators first, which is all that the frontend reads.
+    half: arithmetic and weights in fp16, but for what computes the operands of sines and cosines, what normalises a
+    picture, the program's islands and, unless ``fine_half``, what works on its finest maps. The trace is lowered to
+    core operators first, which is all that the frontend reads.
     """
     ct = require("coremltools", PURPOSE)
+    side = None if fine_half else fine_side(program)
+    if half:
+        program = with_rounded_kernels(program, side)
+    lowered = program.aten.run_decompositions({})
+    kept = lowered_names(lowered, program.islands)
     return ct.convert(
-        program.aten.run_decompositions({}),
+        lowered,
         convert_to="mlprogram",
         minimum_deployment_target=getattr(ct.target, deployment_target),
-        compute_precision=_half(ct) if half else ct.precision.FLOAT32,
-        inputs=[ct.TensorType(name=s.name, shape=s.bound({}), dtype=np.float32) for s in program.inputs],
+        compute_precision=_half(ct, program, side, kept) if half else ct.precision.FLOAT32,
+        inputs=[_input(ct, spec) for spec in program.inputs],
         outputs=[ct.TensorType(name=s.name, dtype=_type(s)) for s in program.outputs],
         skip_model_load=True,
     )
 
 
-def _half(ct: Any) -> Any:
-    return ct.transform.FP16ComputePrecision(op_selector=lambda op: not feeds(op, EXACTLY))
+def _input(ct: Any, spec: TensorSpec) -> Any:
+    if spec.role == "image":  # a picture, which Core ML hands over as planes of 0 to 255
+        return ct.ImageType(name=spec.name, shape=spec.bound({}), color_layout=ct.colorlayout.RGB)
+    sizes = {name: ct.RangeDim(1, MOST_POINTS, default=DEFAULT_POINTS) for name in spec.dynamic.values()}
+    return ct.TensorType(name=spec.name, shape=ct.Shape(spec.bound(sizes)), dtype=np.float32)
+
+
+def fine_side(program: Program) -> int | None:
+    """Pixels along a map that is fine for the picture that the program takes; None where it takes none."""
+    sizes = [min(spec.bound({})[-2:]) for spec in program.inputs if spec.name == "image"]
+    return sizes[0] // FINE if sizes else None
+
+
+def _half(ct: Any, program: Program, side: int | None, kept: frozenset[str]) -> Any:
+    picture = any(spec.role == "image" for spec in program.inputs)
+    fine: dict[int, Any] = {}  # found at the first call, before anything is cast; keeps what it names alive
+
+    def selected(op: Any) -> bool:
+        if side is not None and not fine:
+            fine[0] = op
+            fine.update({id(found): found for found in on_fine_maps(op.enclosing_block.operations, side)})
+        normalises = picture and follows_none(op, WEIGHTED)
+        return not (id(op) in fine or feeds(op, EXACTLY) or normalises or in_island(op, kept))
+
+    return ct.transform.FP16ComputePrecision(op_selector=selected)
+
+
+def follows_none(op: Any, kinds: tuple[str, ...]) -> bool:
+    """Whether a MIL operation is of none of ``kinds`` and no way leads to it from one that is."""
+    seen: set[int] = set()
+    waiting = [op]
+    while waiting:
+        op = waiting.pop()
+        if op.op_type in kinds:
+            return False
+        if id(op) not in seen:
+            seen.add(id(op))
+            read = [v for given in op.inputs.values() for v in (given if isinstance(given, (list, tuple)) else [given])]
+            waiting += [value.op for value in read if value is not None and value.op is not None]
+    return True
+
+
+def lowered_names(lowered: Any, islands: frozenset[str]) -> frozenset[str]:
+    """The nodes of a lowered trace that came of ``islands``; the converter names its operations after them."""
+    sources = {n.name: n.meta["from_node"][-1].name for n in lowered.graph.nodes if n.meta.get("from_node")}
+    return frozenset(name for name, source in sources.items() if source in islands)
+
+
+def in_island(op: Any, kept: frozenset[str]) -> bool:
+    """Whether a MIL operation computes a node of ``kept``, or is a step that the converter put between two such."""
+    if kept & {op.name, *(value.name for value in op.outputs)}:
+        return True
+    before = {value.op.name for value in op.inputs.values() if getattr(value, "op", None) is not None}
+    after = {reader.name for value in op.outputs for reader in value.child_ops}
+    return bool(kept & before) and bool(kept & after)
 
 
 def feeds(op: Any, kinds: tuple[str, ...]) -> bool:
@@ -51,6 +115,16 @@ def feeds(op: Any, kinds: tuple[str, ...]) -> bool:
             seen.add(id(op))
             waiting += [reader for value in op.outputs for reader in value.child_ops]
     return False
+
+
+def leading_to(program: Program, kinds: tuple[str, ...]) -> frozenset[str]:
+    """The same of the aten program: the nodes of one of ``kinds``, and those from which some way leads to one."""
+    found: set[str] = set()
+    for node in reversed(program.aten.graph.nodes):
+        mine = node.op == "call_function" and str(node.target).removeprefix("aten.").split(".")[0] in kinds
+        if mine or any(reader.name in found for reader in node.users):
+            found.add(node.name)
+    return frozenset(found)
 
 
 def _type(spec: TensorSpec) -> type[np.generic]:

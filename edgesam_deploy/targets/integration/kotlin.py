@@ -12,7 +12,7 @@ from typing import Any
 
 from edgesam_deploy.contract import IMAGE_ENCODER, MASK_DECODER, SEGMENTER
 from edgesam_deploy.targets.integration.artifact import Artifact, filled, flag
-from edgesam_deploy.targets.tflite.signatures import DECODE, ENCODE, SEGMENT
+from edgesam_deploy.targets.signatures import DECODE, ENCODE, SEGMENT
 
 HOST, SESSION, README = "EdgeSamDeploy.kt", "LiteRt.kt", "README.md"
 SESSIONS = {"prompts": ("prompt_session",), "segmenter": ("class_session",), "encoder": ()}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from edgesam_deploy.contract import DYNAMIC, IMAGE_ENCODER, MASK_DECODER, Interface, SegmenterInterface
 from edgesam_deploy.errors import EdgeSamDeployError, UnsupportedOperators, UsageError
 from edgesam_deploy.precision.calibration import encoder_inputs
-from edgesam_deploy.targets.base import Arrays, Runner, option
+from edgesam_deploy.targets.base import Arrays, Half, Runner, option
 from edgesam_deploy.targets.onnx import OnnxRunner, OnnxTarget
 from edgesam_deploy.targets.qnn.calibrate import SHIPPED, calibration_set, decoder_rows
 from edgesam_deploy.targets.qnn.compiler import Limits, Settings
@@ -94,6 +94,10 @@ class QnnTarget(OnnxTarget):
     def chip(self) -> Soc:
         """The chip asked for. Raises UsageError for one that is not known, or that has no fp16."""
         return soc_named(self.soc)
+
+    @property
+    def half(self) -> Half:
+        return "arithmetic" if self.precision == "fp16" else "none"
 
     def options(self) -> dict[str, Any]:
         chosen = super().options()

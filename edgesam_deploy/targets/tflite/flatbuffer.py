@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from copy import copy
 from functools import cache
 from typing import Any
 
@@ -65,6 +66,35 @@ def feeding(model: Any, readers: Sequence[str]) -> list[str]:
             if operator_name(model, node) in readers:
                 found.update({text(graph.tensors[index].name): None for index in node.inputs if index >= 0})
     return list(found)
+
+
+def separate_readers(model: Any) -> int:
+    """Give every further kind of operator that reads a constant a tensor of its own over the same bytes, and return how
+    many tensors that adds: ai-edge-quantizer 0.10 cannot convert a constant for one kind and keep it for another.
+    """
+    added = 0
+    for graph in model.subgraphs:
+        own: dict[tuple[int, str], int] = {}  # tensor and kind of its reader -> tensor
+        first: dict[int, str] = {}
+        for node in graph.operators:
+            kind = operator_name(model, node)
+            node.inputs = list(node.inputs)  # read-only where they come from a file
+            for position, index in enumerate(node.inputs):
+                if index < 0 or model.buffers[graph.tensors[index].buffer].data is None:
+                    continue
+                if first.setdefault(index, kind) != kind:
+                    if (index, kind) not in own:
+                        own[index, kind] = len(graph.tensors)
+                        graph.tensors.append(_renamed(graph.tensors[index], f";{kind}"))
+                        added += 1
+                    node.inputs[position] = own[index, kind]
+    return added
+
+
+def _renamed(tensor: Any, ending: str) -> Any:
+    twin = copy(tensor)
+    twin.name = (text(tensor.name) + ending).encode()
+    return twin
 
 
 def check_builtin(model: Any, what: str, *, wide: bool = False) -> None:

@@ -10,13 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgesam_deploy.contract import IMAGE_ENCODER, MASK_DECODER
-from edgesam_deploy.errors import BundleError, EdgeSamDeployError, PromptError
-from edgesam_deploy.model.prompts import EMPTY
+from edgesam_deploy.errors import BundleError, EdgeSamDeployError
 from edgesam_deploy.targets.base import Arrays
-from edgesam_deploy.targets.tflite.signatures import DECODE, ENCODE, SEGMENT
+from edgesam_deploy.targets.signatures import DECODE, ENCODE, LABELS, SEGMENT, fitting, with_slots
 from edgesam_deploy.targets.tflite.toolkits import runtime
-
-COORDINATES = ("point_coords", "point_embedding_pe")
 
 
 class TfliteRunner:
@@ -52,20 +49,10 @@ class TfliteRunner:
 
     def _chosen(self, inputs: Arrays) -> str:
         """The signature with the fewest slots that holds the prompts."""
-        if "point_labels" not in inputs:
+        if LABELS not in inputs:
             return next(iter(self._runners))
-        used = used_slots(inputs["point_labels"])
-        sizes = {key: shapes["point_labels"][1] for key, shapes in self._shapes.items()}
-        fitting = [key for key in sizes if sizes[key] >= used]
-        if not fitting:
-            raise PromptError(f"{used} slots; the artifact has at most {max(sizes.values())}")
-        return min(fitting, key=lambda key: sizes[key])
-
-
-def used_slots(labels: NDArray[Any]) -> int:
-    """How many slots of (B, N) are left when those that are empty in every prompt are cut off at the end."""
-    filled = np.flatnonzero((labels != EMPTY).any(axis=0))
-    return int(filled[-1]) + 1 if filled.size else 0
+        by_count = {shapes[LABELS][1]: key for key, shapes in self._shapes.items()}
+        return by_count[fitting(by_count, inputs[LABELS])]
 
 
 def _wanted(part: str, known: Any) -> list[str]:
@@ -83,9 +70,6 @@ def _fitted(name: str, value: NDArray[Any], shapes: dict[str, tuple[int, ...]]) 
     wanted = shapes[name]
     if name == "image" and value.shape != wanted and value.ndim == 4:
         value = value.transpose(0, 2, 3, 1)
-    if name == "point_labels" or name in COORDINATES:
-        missing = max(wanted[1] - value.shape[1], 0)
-        fill = EMPTY if name == "point_labels" else 0
-        after = [(0, 0), (0, missing), *[(0, 0)] * (value.ndim - 2)]
-        value = np.pad(value[:, : wanted[1]], after, constant_values=fill)
+    if len(wanted) > 1:
+        value = with_slots(name, value, wanted[1])
     return np.ascontiguousarray(value)

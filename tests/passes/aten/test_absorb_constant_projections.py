@@ -102,8 +102,9 @@ def test_a_constant_that_is_broadcast_along_the_contracted_axis() -> None:
         (lambda s, x: s.matrix @ (x + s.pe).transpose(1, 2), (2, C, ROWS, C)),  # contracts the heads
         (lambda s, x: s.matrix @ (x + s.pe).transpose(-2, -1), (ROWS, C)),
         (lambda s, x: s.matrix @ (x + s.pe).flatten(1, 2), (C, ROWS, C)),
+        (lambda s, x: s.matrix @ (x + s.pe)[:, 2:], (2, C + 2, C)),  # its arguments read like axes: 1, 2
     ],
-    ids=["four axes", "two axes", "flattened"],
+    ids=["four axes", "two axes", "flattened", "sliced"],
 )
 def test_other_layouts_are_left_alone(function: Any, shape: tuple[int, ...]) -> None:
     rewritten(program(function, Net(2, rows=(C,)), shape), absorb_constant_projections, 0)

@@ -143,6 +143,7 @@ def test_most_tokens() -> None:
     [
         ((1, "points", C), (1, MANY, C)),
         (("batch", 5, C), (1, MANY, C)),
+        ((1, 5, C), ("batch", MANY, C)),
         ((1, 11, C), (1, MANY, C)),  # not few: fewer than 8 keys per query
         ((1, 80, C), (1, MANY, C)),
     ],

@@ -32,10 +32,18 @@ def by_hand(s: Calls, x: Tensor, y: Tensor, change: str = "") -> Any:
         scores = scores + x[:, None, :, :1]
     if change == "flat bias":
         scores = scores + y[0, :, 0]
+    if change == "a number as bias":
+        scores = scores + 0.5
     p = scores.softmax(2 if change == "over queries" else 3)
+    if change == "logarithm":
+        p = scores.log_softmax(3)
+    if change == "type named":
+        p = scores.softmax(3, torch.float32)
     mixed = p @ v
     if change == "kept rows":
         return net.out_proj(mixed.transpose(1, 2).flatten(2)), mixed
+    if change == "kept weights":
+        return net.out_proj(mixed.transpose(1, 2).flatten(2)), p
     if change == "kept keys":
         return net.out_proj(mixed.transpose(1, 2).flatten(2)), k
     return net.out_proj(mixed.transpose(2, 1).flatten(2, 3))
@@ -44,13 +52,13 @@ def by_hand(s: Calls, x: Tensor, y: Tensor, change: str = "") -> Any:
 @pytest.mark.parametrize(
     ("change", "sites"),
     [("", 1), ("unscaled", 1), ("scaled by a tensor", 0), ("doubled bias", 0), ("flat bias", 0), ("over queries", 0),
-     ("bias of four axes", 1)],
+     ("bias of four axes", 1), ("a number as bias", 0), ("logarithm", 0), ("type named", 0)],
 )  # fmt: skip
 def test_other_spellings(change: str, sites: int) -> None:
     rewritten(program(lambda s, x, y: by_hand(s, x, y, change)), always, sites)
 
 
-@pytest.mark.parametrize("change", ["kept rows", "kept keys"])
+@pytest.mark.parametrize("change", ["kept rows", "kept weights", "kept keys"])
 def test_something_else_reads_a_value_within(change: str) -> None:
     module = Calls(lambda s, x, y: by_hand(s, x, y, change), net=attention())
     before = Engine("off").run(traced(module, (1, 5, C), (1, MANY, C), outputs=2), (eliminate_identity,))
@@ -106,3 +114,43 @@ def test_heads_differ() -> None:
         return net.out_proj(((q @ k.transpose(2, 3)).softmax(-1) @ v).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
     rewritten(program(odd), always, 0)
+
+
+@pytest.mark.parametrize("missing", ["queries", "keys", "values"])
+def test_heads_that_are_not_projected(missing: str) -> None:
+    """They are pieces of the source itself: there is no weight to fold anything into."""
+
+    def function(s: Calls, x: Tensor, y: Tensor) -> Tensor:
+        net: Any = s.net
+        q = net.split(x[..., :4] if missing == "queries" else net.q_proj(x))
+        k = net.split(y[..., :4] if missing == "keys" else net.k_proj(y))
+        v = net.split(y[..., 4:] if missing == "values" else net.v_proj(y))
+        return net.out_proj(((q @ k.transpose(2, 3)).softmax(3) @ v).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+    rewritten(program(function), always, 0)
+
+
+@pytest.mark.parametrize("computed", ["weight", "bias"])
+def test_an_output_projection_that_is_computed(computed: str) -> None:
+    def function(s: Calls, x: Tensor, y: Tensor) -> Tensor:
+        net: Any = s.net
+        q, k, v = net.split(net.q_proj(x)), net.split(net.k_proj(y)), net.split(net.v_proj(y))
+        mixed = ((q @ k.transpose(2, 3)).softmax(3) @ v).transpose(1, 2).flatten(2)
+        values = {
+            name: value * x.mean() if name == computed else value for name, value in net.out_proj.named_parameters()
+        }
+        return torch.nn.functional.linear(mixed, **values)
+
+    rewritten(program(function), always, 0)
+
+
+def test_heads_joined_with_the_rows() -> None:
+    """Of one token the rows may go as well; the result has an axis less then."""
+
+    def function(s: Calls, x: Tensor, y: Tensor) -> Tensor:
+        net: Any = s.net
+        q, k, v = net.split(net.q_proj(x)), net.split(net.k_proj(y)), net.split(net.v_proj(y))
+        mixed = (q @ k.transpose(2, 3)).softmax(3) @ v
+        return net.out_proj(mixed.transpose(1, 2).flatten(1))  # type: ignore[no-any-return]
+
+    rewritten(program(function, (1, 1, C)), always, 0)

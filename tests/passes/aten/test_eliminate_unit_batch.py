@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
+import torch
 import torch.nn.functional as F
 from passes.programs import Calls, counts, randomise, rewritten, traced
 from torch import Tensor, nn
@@ -77,3 +81,78 @@ def test_a_constant_is_not_kept_twice() -> None:
     inputs = sample_inputs(before.inputs, 5)
     assert relative_l2(run_program(before, inputs)["out0"], run_program(after, inputs)["out0"]) < 1e-6
     assert ranks(after, "linear") == {2}
+
+
+LAYOUTS: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
+    "permute": ("permute", lambda x: x.permute(0, 2, 1)),
+    "permute from the end": ("permute", lambda x: x.permute(-3, -1, -2)),
+    "permute of four": ("permute", lambda x: x.unflatten(1, (2, 2)).permute(0, 3, 1, 2)),
+    "swap from the end": ("transpose", lambda x: x.transpose(-1, -2)),
+    "join to an axis": ("flatten", lambda x: x.unflatten(1, (2, 2)).flatten(1, 2)),
+    "join from the end": ("flatten", lambda x: x.unflatten(1, (2, 2)).flatten(-3, -2)),
+    "join to the end": ("flatten", lambda x: x.unflatten(2, (3, 2)).flatten(2)),
+    "split": ("unflatten", lambda x: x.unflatten(2, (3, 2))),
+    "split from the end": ("unflatten", lambda x: x.unflatten(-2, (2, 2))),
+    "rows": ("slice", lambda x: x[:, 1:3]),
+    "columns": ("slice", lambda x: x[..., 2:]),
+    "join two": ("cat", lambda x: torch.cat([x, x], 1)),
+    "join two from the end": ("cat", lambda x: torch.cat([x, x], -1)),
+    "norm": ("layer_norm", lambda x: F.layer_norm(x, [4, 6])),
+    "softmax over rows": ("softmax", lambda x: x.softmax(-2)),
+}
+
+
+@pytest.mark.parametrize("case", LAYOUTS)
+def test_axes_are_one_less(case: str) -> None:
+    """All sites between the projection and the output: what comes out has its batch axis again."""
+    name, function = LAYOUTS[case]
+    before = traced(Calls(lambda s, x: function(s.net(x)), net=randomise(nn.Linear(5, 6))), (1, 4, 5))
+    sites = 3 if "unflatten" in counts(before) and name != "unflatten" else 2
+    after = rewritten(before, eliminate_unit_batch, sites)
+    (rank,) = ranks(before, f".{name}.")
+    assert ranks(after, f".{name}.") == {rank - 1}
+
+
+STAYS: dict[str, Callable[[Tensor], Tensor]] = {
+    "permute": lambda x: x.permute(1, 0, 2),
+    "permute two of size 1": lambda x: x.unflatten(1, (1, 4)).permute(1, 0, 2, 3),
+    "swap": lambda x: x.transpose(0, 2),
+    "swap two of size 1": lambda x: x.unflatten(1, (1, 4)).transpose(0, 1),
+    "swap two of size 1, the other way": lambda x: x.unflatten(1, (1, 4)).transpose(-3, -4),
+    "join": lambda x: x.flatten(0, 1),
+    "join two of size 1": lambda x: x.unflatten(1, (1, 4)).flatten(0, 1),
+    "join all": lambda x: x.flatten(),
+    "join the rest": lambda x: x.flatten(1),  # two axes are left
+    "rows": lambda x: torch.ops.aten.slice.Tensor(x, 0, 0, 1),
+    "join two": lambda x: torch.cat([x, x]),
+    "norm": lambda x: F.layer_norm(x, [1, 4, 6]),
+    "split": lambda x: x.unflatten(0, (1, 1)),
+}
+
+
+@pytest.mark.parametrize("case", STAYS)
+def test_what_needs_the_first_axis_stays(case: str) -> None:
+    """The projection is a site, and the split where there is one first, but what follows is none."""
+    net = randomise(nn.Linear(5, 6))
+    before = traced(Calls(lambda s, x: STAYS[case](s.net(x)), net=net), (1, 4, 5))
+    rewritten(before, eliminate_unit_batch, 2 if "two of size 1" in case else 1)
+
+
+def test_two_axes_have_no_batch() -> None:
+    rewritten(traced(randomise(nn.Linear(5, 6)), (1, 5)), eliminate_unit_batch, 0)
+
+
+def test_a_matrix_that_all_rows_meet_stays_as_it_is() -> None:
+    after = rewritten(traced(Calls(lambda _, x, y: x @ y), (1, 4, 5), (5, 6)), eliminate_unit_batch, 1)
+    assert ranks(after, "matmul") == {2}
+    rewritten(traced(Calls(lambda _, x, y: x @ y), (1, 4, 5), (1, 5, 6)), eliminate_unit_batch, 1)
+
+
+def test_sums_of_one_with_many_stay() -> None:
+    net = randomise(nn.Linear(5, 6))
+    rewritten(traced(Calls(lambda s, x, y: s.net(x) + y, net=net), (1, 4, 5), (3, 4, 6)), eliminate_unit_batch, 1)
+
+
+def test_pointwise_operators_alone_stay() -> None:
+    """Nothing to gain where no product is near: the axis would go and come back."""
+    rewritten(traced(Calls(lambda _, x: x.relu() + 1), (1, 4, 5)), eliminate_unit_batch, 0)

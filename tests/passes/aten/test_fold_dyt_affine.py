@@ -106,12 +106,17 @@ ROUTES: dict[str, Function] = {
     "from the end": lambda s, x: s.conv(s.dyt(x).unflatten(-2, (3, 2)).permute(0, -1, 1, 2)),
     "flattened before": lambda s, x: s.second(s.dyt(x).flatten(0, 1)),
     "flattened behind": lambda s, x: s.second(s.dyt(x).transpose(1, 2).unflatten(2, (2, 3)).flatten(2).transpose(1, 2)),
+    "flattened behind the batch": lambda s, x: s.second(s.dyt(x).unflatten(1, (2, 3)).flatten(1, 2)),
+    "gamma and beta of all axes": lambda s, x: s.second(
+        torch.tanh(x * s.dyt.alpha) * s.dyt.weight.view(1, 1, 6) + s.dyt.bias.view(1, 1, 6)
+    ),
     "split behind": lambda s, x: s.second(s.dyt(x).transpose(1, 2).unflatten(2, (2, 3)).permute(0, 2, 3, 1)),
 }
 
 
 def routed(function: Function) -> Program:
-    module = Calls(function, dyt=DynamicTanh(6, channels_last=True), second=nn.Linear(6, 3), conv=nn.Conv2d(6, 3, 1))
+    module = Calls(function, dyt=DynamicTanh(6, channels_last=True), second=nn.Linear(6, 3), conv=nn.Conv2d(6, 3, 1),
+                   wide=nn.Linear(36, 3))  # fmt: skip
     return traced(randomise(module), (2, 6, 6))
 
 
@@ -124,6 +129,7 @@ def test_read_through_layouts(route: str) -> None:
 
 MIXED: dict[str, Function] = {
     "joined with the channels": lambda s, x: s.second(s.dyt(x).flatten(1).unflatten(1, (6, 6))),
+    "joined behind the channels": lambda s, x: s.wide(s.dyt(x).transpose(1, 2).flatten(1, 2)),
     "the channels split": lambda s, x: s.second(s.dyt(x).unflatten(2, (2, 3)).flatten(2)),
     "another axis": lambda s, x: s.second(s.dyt(x).transpose(1, 2)),
     "another axis of a map": lambda s, x: s.conv(s.dyt(x).unflatten(2, (2, 3))),

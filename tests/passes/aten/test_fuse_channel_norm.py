@@ -154,11 +154,13 @@ def spelled(  # type: ignore[no-untyped-def]
 
 REFUSED: dict[str, Function] = {
     "cubed": spelled(squared=lambda d: d.abs().pow(3)),
+    "doubled, not squared": spelled(squared=lambda d: d * 2),
     "another product": spelled(squared=lambda d: d.abs() * d.abs()),
     "a product with itself shifted": lambda _, x: (
         (x - x.mean(1, keepdim=True)) / ((x - x.mean(1, keepdim=True)) * x).mean(1, keepdim=True).abs().add(1e-3).sqrt()
     ),
     "unbiased": lambda _, x: (x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True) + 1e-3).sqrt(),
+    "variance of all": lambda _, x: (x - x.mean(1, keepdim=True)) / (x.var(correction=0, keepdim=True) + 1e-3).sqrt(),
     "std": lambda _, x: (x - x.mean(1, keepdim=True)) / (x.std(1, correction=0, keepdim=True) + 1e-3),
     "mean over another axis": spelled(mean=lambda q: q.mean(2, keepdim=True)),
     "mean over all": spelled(mean=lambda q: q.mean((1, 2, 3), keepdim=True)),

@@ -168,6 +168,8 @@ REFUSED: dict[str, Function] = {
     "squared": lambda s, c, x: both(angles(s, c * c)) * x[0],
     "cosines first": lambda s, c, x: torch.cat([(a := angles(s, c)).cos(), a.sin()], -1) * x[0],
     "other angles": lambda s, c, x: torch.cat([angles(s, c).sin(), angles(s, c).cos()], -1) * x[0],
+    "twice the angle of the cosines": lambda s, c, x: torch.cat([((a := angles(s, c)) * 2).sin(), a.cos()], -1) * x[0],
+    "twice the angle of the sines": lambda s, c, x: torch.cat([(a := angles(s, c)).sin(), (a * 2).cos()], -1) * x[0],
     "along another axis": lambda s, c, x: torch.cat([(a := angles(s, c)).sin(), a.cos()], 1) * x[0, :3],
     "three of them": lambda s, c, x: torch.cat([(a := angles(s, c)).sin(), a.cos(), a.sin()], -1),
     "a computed matrix": lambda s, c, x: both(2 * pi * (((c + 0.5) / 256 - 1) @ x[:2, :3])) * x[0],

@@ -89,6 +89,22 @@ def test_relative_positions_of_segment_anything() -> None:
     assert after == {"reshape": 4, "add": 2, "softmax": 1}
 
 
+def test_summands_of_four_axes_are_whatever_they_are() -> None:
+    """Only one of more axes has to be a reshape, or its own axes would stay."""
+    function = lambda _, x, y: (x.view(2, 3, 4, 5, 6) + y.sin()).view(2, 12, 30).softmax(-1)  # noqa: E731
+    limited(function, (2, 12, 30), (4, 1, 6), sites=3)
+    sines = lambda _, x, y: (x.view(2, 3, 4, 5, 6).sin() + y).view(2, 12, 30)  # noqa: E731
+    rewritten(traced(Calls(sines), (2, 12, 30), (4, 1, 6)), limit_rank, 0)
+
+
+@pytest.mark.parametrize("entry", [0, -1])
+def test_entries_of_a_dynamic_axis_are_read_where_they_are(entry: int) -> None:
+    """Where the last one begins is not known."""
+    function = lambda _, x: x.view(2, x.shape[1], 3, 4, 5).permute(1, 0, 3, 2, 4).reshape(-1, 8, 15)[entry]  # noqa: E731
+    before = traced(Calls(function), (2, "n", 60))
+    rewritten(before, limit_rank, 1)
+
+
 @given(st.data())
 @settings(max_examples=25, deadline=None, derandomize=True)
 def test_any_chain(data: st.DataObject) -> None:

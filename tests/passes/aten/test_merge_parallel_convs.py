@@ -172,6 +172,12 @@ def test_refuses(case: str) -> None:
     rewritten(program(function, a=conv, **children), merge_parallel_convs, 0)  # type: ignore[arg-type]
 
 
+def test_refuses_a_stride_that_keeps_a_small_map() -> None:
+    """Padded by two, a stride of two makes two rows of two."""
+    module = randomise(Calls(lambda s, x: s.a(x) + x, a=nn.Conv2d(4, 4, 3, stride=2, padding=2)))
+    rewritten(traced(module, (1, 4, 2, 2)), merge_parallel_convs, 0)
+
+
 def test_refuses_a_branch_that_is_an_output() -> None:
     rewritten(program(branch_is_output, outputs=2, a=same(3)), merge_parallel_convs, 0)
 

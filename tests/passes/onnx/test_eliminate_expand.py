@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from passes.programs import counts, parsed, rewritten
+from passes.programs import counts, node_named, parsed, rewritten
 
 from edgesam_deploy.passes.onnx import eliminate_expand
 from edgesam_deploy.passes.program import Program
@@ -54,6 +55,15 @@ def test_readers_that_broadcast(body: str) -> None:
 )
 def test_somebody_would_notice(body: str) -> None:
     rewritten(program(body), eliminate_expand, 0)
+
+
+def test_of_unknown_size_it_stays() -> None:
+    text = """part (float[n,3,1] x, float[2,3,4] z) => (float[2,3,4] y) <int64[3] wide = {2, 3, 4}> {
+        e = Expand(x, wide) y = Add(e, z) }"""
+    program = parsed(text)
+    expand = node_named(program, "Expand")
+    expand.outputs[0].shape = ir.Shape([2, 3, 4])
+    assert eliminate_expand(program) == 0
 
 
 def test_repeating_more_than_one_value_is_no_broadcast() -> None:

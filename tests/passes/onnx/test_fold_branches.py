@@ -42,3 +42,17 @@ def test_one_that_is_a_graph_output() -> None:
     after = rewritten(parsed(text), fold_branches, 1)
     assert counts(after) == {"Neg": 1, "Identity": 1}
     assert [v.name for v in after.onnx.graph.outputs] == ["y"]
+
+
+def test_branches_that_use_the_same_names() -> None:
+    """Two graphs side by side may; in one graph the second value needs another name."""
+    branch = "%s_branch = %s () => (float[2] b) <float[2] k = {%s}> { b = %s(%s, k) }"
+    first = f"{branch % ('then', 't', '1, 2', 'Add', 'x')}, {branch % ('else', 'e', '3, 4', 'Sub', 'x')}"
+    second = f"{branch % ('then', 't', '5, 6', 'Mul', 'p')}, {branch % ('else', 'e', '7, 8', 'Div', 'p')}"
+    text = f"""part (float[2] x) => (float[2] y) <bool yes = {{1}}, bool no = {{0}}> {{
+        p = If (no) <{first}> q = If (yes) <{second}> y = Neg(q) }}"""
+    after = rewritten(parsed(text), fold_branches, 2)
+    assert counts(after) == {"Sub": 1, "Mul": 1, "Neg": 1, "Identity": 2}
+    assert len(after.onnx.graph.initializers) == 2
+    names = [value.name for node in after.onnx.graph for value in node.outputs]
+    assert len(set(names)) == 5

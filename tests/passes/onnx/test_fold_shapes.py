@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from passes.programs import counts, initializer, parsed, rewritten
+from passes.programs import counts, initializer, node_named, parsed, rewritten
 
 from edgesam_deploy.passes.engine import Engine
 from edgesam_deploy.passes.onnx import fold_shapes
@@ -173,3 +174,69 @@ def test_any_places(sizes: list[int], at: list[int]) -> None:
     text = f"""part (float[{",".join(map(str, sizes))}] x) => (int64[{len(at)}] y)
         <int64[{len(at)}] at = {{{",".join(map(str, places))}}}> {{ s = Shape(x) k = Gather(s, at) y = Neg(k) }}"""
     assert counts(rewritten(parsed(text), fold_shapes, 2)) == {"Neg": 1}
+
+
+def test_a_shape_that_is_an_output_is_computed() -> None:
+    rewritten(parsed("part (float[2,3] x) => (int64[2] y) { y = Shape(x) }"), fold_shapes, 0)
+
+
+def test_what_has_no_type_gets_no_constant() -> None:
+    """Nor a shape: where types are missing nothing has been inferred yet."""
+    text = "part (float[2,3] x) => (float[h,w] z, int64[2] y) { z = Neg(x) s = Shape(x) y = Abs(s) }"
+    program = parsed(text, infer=False)
+    program.onnx.graph.inputs[0].type = None
+    assert fold_shapes(program) == 0
+    assert counts(program) == {"Neg": 1, "Shape": 1, "Abs": 1}
+
+
+@pytest.mark.parametrize("body", ["m = MatMul(x, x) y = Neg(m)", "s = SequenceConstruct(x) y = SequenceAt(s, i)"])
+def test_shapes_that_cannot_be_inferred_are_no_sites(body: str) -> None:
+    program = parsed(f"part (float[2,3] x, int64 i) => (float[h,w] y) {{ {body} }}", infer=False)
+    assert fold_shapes(program) == 0
+
+
+def test_a_rank_that_is_claimed_wrongly_is_the_files_matter() -> None:
+    program = parsed("part (float[2,3] x) => (float[6] y) <int64[1] t = {6}> { m = Transpose(x) y = Reshape(m, t) }")
+    node_named(program, "Transpose").outputs[0].shape = ir.Shape([None])
+    assert fold_shapes(program) == 0
+    assert str(node_named(program, "Transpose").outputs[0].shape) == "[None]"
+
+
+def test_columns_of_a_matrix_are_no_piece_of_a_list() -> None:
+    text = """part (float[2,3] x) => (int64[2,1] y)
+        <int64[2,2] m = {1, 2, 3, 4}, int64[1] zero = {0}, int64[1] one = {1}> {
+        s = Slice(m, zero, one, one) y = Neg(s) }"""
+    rewritten(parsed(text), fold_shapes, 0)
+
+
+@pytest.mark.parametrize(("size", "sites"), [(64, 1), (65, 0)])
+def test_entries_of_a_table_of_data_stay(size: int, sites: int) -> None:
+    table = ", ".join(map(str, range(size)))
+    text = f"""part (float[n] x) => (int64[1] y) <int64[{size}] table = {{{table}}}, int64[1] three = {{3}}> {{
+        k = Gather(table, three) y = Neg(k) }}"""
+    rewritten(parsed(text), fold_shapes, sites)
+
+
+def test_a_known_number_beside_unknown_ones() -> None:
+    """The sum has as many elements as the unknown operand, which is not said before it is known."""
+    text = """part (float[2,3] x, int64[2] i) => (int64[1,2] y) <int64[1] zero = {0}> {
+        q = Size(x) %s u = Unsqueeze(c, zero) y = Neg(u) }"""
+    for total in ("c = Add(q, i)", "c = Sub(i, q)"):
+        rewritten(parsed(text % total), fold_shapes, 1)  # q
+
+
+def test_elements_of_a_sequence() -> None:
+    program = parsed("""part (float[2,3] x) => (float[2,3] y) <int64 zero = {0}> {
+        s = SequenceConstruct(x, x) a = SequenceAt(s, zero) y = Neg(a) }""")
+    node_named(program, "SequenceAt").outputs[0].shape = None
+    assert fold_shapes(program) == 1
+    assert str(node_named(program, "SequenceAt").outputs[0].shape) == "[2,3]"
+
+
+@pytest.mark.parametrize("domain", ["", "ai.onnx"])
+def test_rules_are_those_of_the_programs_opset(domain: str) -> None:
+    """Squeeze takes its axes as an attribute below 13; under either name of ONNX's own domain."""
+    program = parsed("part (float[1,3] x) => (float[3] y) { a = Squeeze<axes = [0]>(x) y = Neg(a) }", 11)
+    program.onnx.opset_imports[domain] = program.onnx.opset_imports.pop("")
+    node_named(program, "Squeeze").outputs[0].shape = None
+    assert fold_shapes(program) == 1

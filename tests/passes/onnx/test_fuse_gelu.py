@@ -114,3 +114,12 @@ def test_several_of_any_rank(spellings: list[str], sizes: list[int]) -> None:
     numbers = NUMBERS.replace("float[1] half1", "float half1")  # a constant of one axis would give a scalar one
     after = parsed(f"part ({kind} z) => ({kind} y) {numbers} {{ {' '.join(lines)} y = Sin({value}) }}")
     assert counts(rewritten(after, fuse_gelu, len(spellings))) == {"Gelu": len(spellings), "Sin": 1}
+
+
+def test_the_end_of_one_in_a_branch_stays() -> None:
+    """What stands there would have to be named apart from both graphs."""
+    text = f"""part (float[2] x, bool g) => (float[2] y) {NUMBERS} {{
+        a = Div(x, root) e = Erf(a) s = Add(e, unit) p = Mul(x, s)
+        y = If (g) <then_branch = t () => (float[2] b) {{ b = Mul(p, half) }},
+            else_branch = f () => (float[2] c) {{ c = Mul(p, far) }}> }}"""
+    rewritten(parsed(text), fuse_gelu, 0)

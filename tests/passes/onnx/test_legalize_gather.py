@@ -57,6 +57,7 @@ def test_a_graph_output_keeps_its_name() -> None:
     [
         "part (float[3,2] x, int64 i) => (float[2] y) { a = Abs(i) m = Sub(i, i) y = Gather(x, m) }",
         "part (float[n,2] x) => (float[2] y) <int64 at = {0}> { y = Gather(x, at) }",
+        "part (float[3,2] x) => (float[0,2] y) <int64[0] at = {}> { y = Gather(x, at) }",
         "part (float[3,2] x) => (float[1,2,2] y) <int64[1,2] at = {0, 1}> { y = Gather(x, at) }",
     ],
 )

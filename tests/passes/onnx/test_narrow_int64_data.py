@@ -34,6 +34,12 @@ def test_data_paths() -> None:
     ]  # fmt: skip
 
 
+def test_constants_that_nobody_reads_any_more_go() -> None:
+    after = narrowed("part (int64[3] x) => (float[3] y) <int64 one = {1}> { a = Add(x, one) y = Cast<to = 1>(a) }", 1)
+    (constant,) = after.onnx.graph.initializers.values()
+    assert constant.dtype == INT32
+
+
 def test_an_input_whose_type_a_result_shares_stays() -> None:
     """Graphs that passes made share type objects between values; the input's must not change with the result's."""
     program = parsed("part (int64[3] x) => (float[3] y) { a = Add(x, x) b = Mul(a, x) y = Cast<to: int = 1>(b) }")
@@ -216,3 +222,24 @@ def test_force_refuses_just_beyond(value: int) -> None:
     program = parsed(f"part (int64[1] x) => (int64[1] y) <int64[1] c = {{{value}}}> {{ y = Add(x, c) }}")
     with pytest.raises(ValueError, match="constant c holds integers"):
         force_int32(program.onnx)
+
+
+def test_force_reaches_constants_that_are_nodes() -> None:
+    program = parsed(
+        "part (int64[1] x) => (int64[1] y) { c = Constant<value = int64[1] {3}>() y = Add(x, c) }", infer=False
+    )
+    force_int32(program.onnx)
+    assert [n.op_type for n in program.onnx.graph] == ["Add"]
+    (constant,) = program.onnx.graph.initializers.values()
+    assert constant.const_value is not None
+    assert (constant.const_value.dtype, constant.const_value.numpy().tolist()) == (INT32, [3])
+
+
+def test_force_leaves_the_value_that_a_pad_fills_in() -> None:
+    """It is an attribute of the same name before opset 11, and a number."""
+    program = parsed(
+        """part (float[2] x, int64[2] i) => (float[4] y, int64[2] j) {
+            y = Pad<pads = [1, 1], value = 0.5>(x) j = Neg(i) }""", 10,
+    )  # fmt: skip
+    assert force_int32(program.onnx) == 2
+    assert next(iter(program.onnx.graph)).attributes["value"].as_float() == 0.5

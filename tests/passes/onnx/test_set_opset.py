@@ -18,6 +18,7 @@ W = """float[4] w = {1, 2, 3, 4}, float[4] b = {5, 6, 7, 9}, int64[1] last = {-1
 DOWN = [  # body over x (2, 3, 4), result's shape, opset before and after, operators after
     ("y = Gelu(x)", "2,3,4", 20, 19, {"Mul": 3, "Erf": 1, "Add": 1}),
     ('y = Gelu<approximate = "tanh">(x)', "2,3,4", 20, 11, {"Mul": 6, "Tanh": 1, "Add": 2}),
+    ('y = Gelu<approximate = "none">(x)', "2,3,4", 20, 19, {"Mul": 3, "Erf": 1, "Add": 1}),
     ("y = LayerNormalization(x, w, b)", "2,3,4", 17, 16,
      {"ReduceMean": 2, "Sub": 1, "Mul": 2, "Add": 2, "Sqrt": 1, "Div": 1}),
     ("y = LayerNormalization<axis = 1, epsilon = 0.1>(x, w)", "2,3,4", 20, 11,
@@ -186,6 +187,14 @@ def test_bodies_that_need_no_change_pass() -> None:
     assert counts(rewritten(parsed(text, 20), set_opset(13), 1)) == {"If": 1}
 
 
+def test_a_node_with_bodies_is_no_site() -> None:
+    text = """part (float[2] x, bool f) => (float[2] y) {
+        a = Cast<to = 1, saturate = 1>(x)
+        y = If (f) <then_branch = p () => (float[2] u) { u = Abs(a) },
+            else_branch = q () => (float[2] v) { v = Neg(a) }> }"""
+    rewritten(parsed(text, 19), set_opset(13), 1)
+
+
 def test_sizes_of_a_split_must_be_known() -> None:
     text = """part (float[n,4] x) => (float[m,4] y) { p, q = Split<num_outputs = 2>(x) y = Neg(q) }"""
     with pytest.raises(PassError, match="different sizes"):
@@ -211,9 +220,11 @@ def test_up_keeps_weights_and_names() -> None:
         a = Mul(x, w) b = Unsqueeze<axes = [0]>(a) c = Softmax<axis = 2>(b) y = Squeeze<axes = [0]>(c) }}"""
     before = parsed(text, 11)
     before.onnx.metadata_props["who"] = "me"
+    before.onnx.producer_name, before.onnx.producer_version = "them", "2.1"
     after = rewritten(before, set_opset(20), 3)
     assert after.onnx.opset_imports[""] == 20
     assert after.onnx.metadata_props["who"] == "me"
+    assert (after.onnx.producer_name, after.onnx.producer_version) == ("them", "2.1")
     assert [v.name for v in after.onnx.graph.inputs] == ["x"]
     assert after.onnx.graph.initializers["w"].const_value is not None
     assert counts(after)["Softmax"] == 1
@@ -379,11 +390,12 @@ def test_only_large_weights_stay_out_of_the_converter(monkeypatch: pytest.Monkey
         lambda model, to: seen.append({t.name for t in model.graph.initializer}) or convert(model, to),
     )  # fmt: skip
     ones = ", ".join("1" for _ in range(1025))
-    text = f"""part (float[1025] x) => (float[1025] y) <float[1025] large = {{{ones}}}, float[1] small = {{2}}> {{
-        a = Mul(x, large) y = Mul(a, small) }}"""
+    text = f"""part (float[1025] x, float[1024] v) => (float[1025] y, float[1024] z)
+        <float[1025] large = {{{ones}}}, float[1024] even = {{{ones[3:]}}}, float[1] small = {{2}}> {{
+        a = Mul(x, large) y = Mul(a, small) z = Mul(v, even) }}"""
     after = rewritten(parsed(text, 11), set_opset(13), 1)
-    assert seen == [{"small"}]
-    assert set(after.onnx.graph.initializers) == {"small", "large"}
+    assert seen == [{"small", "even"}]
+    assert set(after.onnx.graph.initializers) == {"small", "even", "large"}
 
 
 def test_a_weight_that_is_an_input_too_stays_one() -> None:

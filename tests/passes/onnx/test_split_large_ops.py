@@ -27,6 +27,7 @@ def program(body: str, output: str, x: str = "2,3", w: str = "3,4", bias: str = 
         ("y = Gemm<transB = 1, alpha = 2.0>(x, w, b)", "Gemm", "2,4", "2,3", "4,3"),
         ("y = Conv(x, w, b)", "Conv", "1,4,2,2", "1,3,2,2", "4,3,1,1"),
         ("y = Conv(x, w)", "Conv", "1,4,2,2", "1,3,2,2", "4,3,1,1"),
+        ("y = Conv(x, w, )", "Conv", "1,4,2,2", "1,3,2,2", "4,3,1,1"),
         ("y = Conv<group = 1>(x, w)", "Conv", "1,4,2,2", "1,3,2,2", "4,3,1,1"),
     ],
 )
@@ -65,6 +66,7 @@ def test_smaller_than_one_channel() -> None:
     [
         """part (float[1,4,2,2] x) => (float[1,4,2,2] y)
             <float[4,2,1,1] w = {1,2,3,4,5,6,7,8}> { y = Conv<group = 2>(x, w) }""",
+        "part (float[2,12] x) => (float[2] y) <float[12] w = {1,2,3,4,5,6,7,8,9,1,2,3}> { y = MatMul(x, w) }",
         "part (float[2,3] x, float[3,4] v) => (float[2,4] y) { y = MatMul(x, v) }",
         """part (float[2,3] x, float[4] c) => (float[2,4] y)
             <float[3,4] w = {1,2,3,4,5,6,7,8,9,1,2,3}> { y = Gemm(x, w, c) }""",

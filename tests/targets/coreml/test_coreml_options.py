@@ -19,11 +19,14 @@ from edgesam_deploy.targets.coreml.convert import feeds
 from edgesam_deploy.targets.coreml.runner import DeviceRunner, open_part
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"points": "dynamic"}, "static shapes"),
-    ({"batch": "dynamic"}, "static shapes"),
+    ({"batch": "dynamic"}, "give a number"),
+    ({"io": "edgesam-npu", "points": "dynamic"}, "static shapes"),
+    ({"layout": "nhwc"}, "nchw or ane"),
+    ({"layout": "ane"}, "add --io edgesam-npu"),
+    ({"layout": "ane", "io": "edgesam-npu", "points": "dynamic"}, "static shapes"),
+    ({"points": "range"}, "'dynamic'"),
     ({"io": "sam"}, "Core ML's inputs"),
     ({"io": "edgesam-dyt"}, "Core ML's inputs"),
-    ({"embed_preprocess": True}, "no arrays of uint8"),
     ({"precision": "int4"}, "fp16, fp32, int8, palette8, palette6"),
     ({"deployment_target": "iOS15"}, "iOS16, iOS17, iOS18"),
     ({"io": "edgesam", "batch": 2}, "one prompt per call"),
@@ -61,7 +64,8 @@ def test_on_a_mac_core_ml_runs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """With a stand-in for coremltools, whose predict runs on macOS only."""
 
     class Loaded:
-        def __init__(self, path: str) -> None:
+        def __init__(self, path: str, function_name: str | None) -> None:
+            assert function_name is None  # the package has one alone
             if not Path(path).exists():
                 raise RuntimeError("no such package")
 
@@ -73,12 +77,17 @@ def test_on_a_mac_core_ml_runs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     stand_in.models.MLModel, stand_in.__version__ = Loaded, "9.0"  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "coremltools", stand_in)
     monkeypatch.setattr(sys, "platform", "darwin")
-    runner = open_part(tmp_path)
+    about = type(sys)("description")
+    about.functions, about.input = [], []  # type: ignore[attr-defined]
+    model = type(sys)("model")
+    model.description = about  # type: ignore[attr-defined]
+    monkeypatch.setattr("edgesam_deploy.targets.coreml.runner.read_model", lambda path: model)
+    runner = open_part(tmp_path, "image_encoder")
     assert isinstance(runner, DeviceRunner)
     assert runner.description.startswith("device: Core ML")
     assert runner({"x": np.array([1.0])})["y"].tolist() == [2.0]
     with pytest.raises(BundleError, match="no such package"):
-        open_part(tmp_path / "missing")
+        open_part(tmp_path / "missing", "image_encoder")
 
 
 def test_what_leads_to_a_sine() -> None:

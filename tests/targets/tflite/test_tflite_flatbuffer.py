@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -64,6 +65,31 @@ def test_metadata_comes_back_and_the_file_still_runs() -> None:
     running.set_tensor(0, np.array([4], np.float32))
     running.invoke()
     assert running.get_tensor(1) == 8
+
+
+def test_a_constant_that_two_kinds_read_gets_a_tensor_for_each() -> None:
+    """Of ADD, MUL, MUL and ADD the products read a second tensor over the same bytes."""
+    model = probe()
+    graph, add = model.subgraphs[0], model.subgraphs[0].operators[0]
+    constant, code = schema.BufferT(), schema.OperatorCodeT()
+    constant.data = np.frombuffer(np.array([2], np.float32).tobytes(), np.uint8)
+    code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.MUL
+    model.buffers.append(constant)
+    model.operatorCodes.append(code)
+    shared = copy.copy(graph.tensors[0])
+    shared.name, shared.buffer = b"two", len(model.buffers) - 1
+    graph.tensors.append(shared)
+    index = len(graph.tensors) - 1
+    graph.operators = [copy.copy(add) for _ in range(4)]
+    for node, opcode in zip(graph.operators, (0, 1, 1, 0), strict=True):
+        node.opcodeIndex, node.inputs = opcode, np.array([0, index], np.int32)
+    assert flatbuffer.separate_readers(model) == 1
+    assert [list(node.inputs)[1] for node in graph.operators] == [index, index + 1, index + 1, index]
+    twin = graph.tensors[index + 1]
+    assert (twin.name, twin.buffer) == (b"two;MUL", shared.buffer)
+    assert shared.name == b"two"
+    assert flatbuffer.separate_readers(model) == 0
+    assert flatbuffer.separate_readers(probe()) == 0  # an input that is no constant stays one tensor
 
 
 def test_weights_behind_the_tables_come_inside() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,9 @@ from edgesam_deploy.model.registry import load
 from edgesam_deploy.precision.calibration import calibration_files, calibration_pictures, encoder_inputs
 from edgesam_deploy.targets import make_target
 from edgesam_deploy.targets.quiet import quiet
+from edgesam_deploy.targets.signatures import parse_signatures, signature_names, used_slots
 from edgesam_deploy.targets.tflite import toolkits
 from edgesam_deploy.targets.tflite.convert import stored
-from edgesam_deploy.targets.tflite.runner import used_slots
-from edgesam_deploy.targets.tflite.signatures import parse_signatures, signature_names
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"points": "dynamic"}, "--signatures 1,2,5"),
@@ -133,5 +133,10 @@ def test_folders_without_pictures_and_broken_pictures(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no picture in it"):
         calibration_files(tmp_path)
     (tmp_path / "broken.png").write_bytes(b"no picture")
+    with pytest.raises(ImageError, match=r"broken\.png is not a picture") as caught:
+        make_target("tflite", precision="int8", calibration=str(tmp_path))  # before anything is built
+    assert caught.value.exit_code == 2
+    whole = (files("edgesam_deploy") / "photographs" / "coffee.jpg").read_bytes()
+    (tmp_path / "broken.png").write_bytes(whole[: len(whole) // 2])  # its header is good
     with pytest.raises(ImageError, match=r"broken\.png"):
         calibration_pictures(tmp_path)

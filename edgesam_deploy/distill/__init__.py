@@ -1,0 +1,1 @@
+"""The training that makes these models: data, teacher embeddings, losses, engine, evaluation, as recipes."""

@@ -1,0 +1,63 @@
+"""Programs as an artifact in memory: the predictors that open bundles, over aten programs instead of files.
+
+So whatever is looked at in between sees real pictures, real embeddings and real prompts, in any layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from edgesam_deploy.bundle import Bundle
+from edgesam_deploy.contract import SEGMENTER, Interface, SegmenterInterface, describe_tensors
+from edgesam_deploy.passes.program import Program
+from edgesam_deploy.runtime import BundlePredictor, BundleSegmenter
+from edgesam_deploy.targets.base import Arrays, Runner
+
+if TYPE_CHECKING:
+    from edgesam_deploy.passes.engine import Pass
+    from edgesam_deploy.targets.base import Target
+
+Run = Callable[[dict[str, Tensor]], list[Tensor]]
+
+
+class ProgramRunner:
+    """A part that ``run`` computes: tensors by name to the outputs in the program's order."""
+
+    def __init__(self, program: Program, run: Run, description: str) -> None:
+        self.inputs = [spec.name for spec in program.inputs]
+        self.outputs = [spec.name for spec in program.outputs]
+        self.run, self.description = run, description
+
+    def __call__(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
+        found = self.run({name: torch.from_numpy(inputs[name]) for name in self.inputs})
+        return {name: value.contiguous().numpy() for name, value in zip(self.outputs, found, strict=True)}
+
+
+def artifact_of(
+    programs: Sequence[Program], target: Target, interface: Interface | SegmenterInterface, runs: Mapping[str, Runner]
+) -> BundlePredictor | BundleSegmenter:
+    """A predictor whose parts are ``runs``, by the programs' names."""
+    parts = {p.name: {"inputs": describe_tensors(p.inputs), "passes": []} for p in programs}
+    manifest = {
+        "target": target.name, "options": target.options(), "contract": interface.describe(), "parts": parts, "macs": {}
+    }  # fmt: skip
+    with TemporaryDirectory() as folder:
+        for program in programs:
+            for name, array in program.sidecars.items():
+                (Path(folder) / f"{name}.bin").write_bytes(array.astype("<f4").tobytes())
+        bundle = Bundle(Path(folder), manifest)  # sidecars are read at once, and there is nothing else in it
+        return BundleSegmenter(bundle, dict(runs)) if SEGMENTER in runs else BundlePredictor(bundle, dict(runs))
+
+
+def aten_passes(pipeline: Sequence[Pass]) -> tuple[Pass, ...]:
+    """The passes of a pipeline that come before the program changes its dialect."""
+    names = [step.name for step in pipeline]
+    end = names.index("lower_to_onnx") if "lower_to_onnx" in names else len(pipeline)
+    return tuple(pipeline[:end])

@@ -1,0 +1,91 @@
+"""--auto-mixed: find the fp32 islands of both parts on real pictures, and let the programs say so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from edgesam_deploy.contract import IMAGE_ENCODER, SEGMENTER
+from edgesam_deploy.errors import UsageError
+from edgesam_deploy.parity import Bounds, bounds_of, few_pictures
+from edgesam_deploy.parity.cases import least_cases
+from edgesam_deploy.passes.program import Program
+from edgesam_deploy.precision.composed import ProgramRunner, artifact_of
+from edgesam_deploy.precision.emulate import LABEL, Emulation
+from edgesam_deploy.precision.islands import Islands, find_islands
+from edgesam_deploy.runtime import BundlePredictor
+
+if TYPE_CHECKING:
+    from edgesam_deploy.contract import Interface, SegmenterInterface
+    from edgesam_deploy.parity.cases import Pictures
+    from edgesam_deploy.targets.base import Target
+
+ROOM = 0.8  # of the bound: the emulation is not the artifact, and there are other pictures
+
+
+def keep_islands(
+    programs: Sequence[Program],
+    target: Target,
+    interface: Interface | SegmenterInterface,
+    *,
+    pictures: Pictures | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> list[Islands]:
+    """Set ``islands`` of each program, a part after the target's aten passes, to the fewest nodes that bring emulated
+    fp16 to 0.8 of the bounds. The decoder is searched with the embeddings that the encoder then gives.
+
+    Raises UsageError for a target that cannot mix, ParityError where no islands suffice.
+    """
+    if not target.holds_islands:
+        raise UsageError(f"--auto-mixed: {target.name} does not mix precisions in one file; use --precision fp32")
+    found: list[Islands] = []
+    for program in programs:
+        progress(f"{program.name}: fp32 islands")
+        samples, bounds = _samples(program.name, programs, target, interface, pictures or few_pictures())
+        found.append(find_islands(program, samples, ROOM * _bound(program.name, bounds), target.islands(program)))
+        program.islands |= set(found[-1].nodes)
+    return found
+
+
+def _bound(part: str, bounds: Bounds) -> float:
+    """What the outputs of a part may be off by; behind the encoder its own error has been made already."""
+    whole = part in (IMAGE_ENCODER, SEGMENTER)
+    return bounds.relative_l2 if whole or bounds.answers is None else bounds.answers
+
+
+def _samples(
+    part: str,
+    programs: Sequence[Program],
+    target: Target,
+    interface: Interface | SegmenterInterface,
+    pictures: Pictures,
+) -> tuple[list[Mapping[str, Tensor]], Bounds]:
+    """What a part is given when the parts run one after the other in emulated fp16, a prompt per picture."""
+    seen: list[Mapping[str, Tensor]] = []
+
+    def runner(program: Program) -> ProgramRunner:
+        emulation = Emulation(program, target.islands(program))
+
+        def run(inputs: dict[str, Tensor]) -> list[Tensor]:
+            if program.name == part:
+                seen.append({name: value.clone() for name, value in inputs.items()})
+            return emulation.run(inputs)
+
+        return ProgramRunner(program, run, LABEL)
+
+    artifact = artifact_of(programs, target, interface, {p.name: runner(p) for p in programs})
+    with torch.no_grad():
+        for picture in pictures.values():
+            if not isinstance(artifact, BundlePredictor):
+                from edgesam_deploy.model.semantic import preprocess
+
+                artifact.infer_map(preprocess(picture, artifact.image_size))
+                continue
+            artifact.set_image(picture)
+            if part != IMAGE_ENCODER and artifact.has_decoder:
+                for case in least_cases(artifact.interface)[0]:
+                    artifact.decode(*artifact.prepared(**case.prompt(*artifact.original_size)))
+    return seen, bounds_of(artifact.bundle)[1]
