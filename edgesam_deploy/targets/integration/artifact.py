@@ -128,9 +128,10 @@ def uncovered(artifact: Artifact) -> str | None:
         return f"apps that speak --io {interface.io} have host code of their own, and part of it is in the graph"
     if artifact.kind in STATIC and isinstance(interface, Interface) and DYNAMIC in (interface.points, interface.batch):
         return "its shapes vary from call to call"
-    files = [entry["file"] for entry in artifact.parts.values()]
-    if artifact.kind == ".mlpackage" and len(set(files)) < len(files):
-        return f"{files[0]} holds several functions, which the generated Swift does not choose between"
+    if artifact.kind == ".mlpackage":
+        reason = _beyond_swift(artifact)
+        if reason is not None:
+            return reason
     for name, part in interface.parts(promptable=len(artifact.parts) > 1).items():
         entry = artifact.parts[name]
         for side, specs in (("inputs", part.inputs), ("outputs", part.outputs)):
@@ -138,6 +139,15 @@ def uncovered(artifact: Artifact) -> str | None:
                 if not _as_declared(written, spec, artifact.kind):
                     return f"{written['name']} of {entry['file']} is not as the contract has it"
     return None
+
+
+def _beyond_swift(artifact: Artifact) -> str | None:
+    """What Core ML's packages may have and the generated Swift does not know."""
+    if artifact.interface.embed_preprocess:
+        return f"{artifact.first['file']} takes a picture (CVPixelBuffer), which the generated Swift does not make"
+    names = [entry["file"] for entry in artifact.parts.values()]
+    shared = next((name for name in names if names.count(name) > 1), None)
+    return shared and f"{shared} holds several functions, between which the generated Swift does not choose"
 
 
 def _as_declared(written: Mapping[str, Any], spec: Mapping[str, Any], kind: str) -> bool:
