@@ -43,8 +43,10 @@ ENDS = ("min", "max")
 Samples = Mapping[str, Sequence[Arrays]]  # inputs by the signature's name
 
 
-def quantized(content: bytes, precision: Precision, samples: Samples) -> bytes:
-    """The file in another precision. ``samples``: for those that are calibrated, in the file's own layout."""
+def quantized(content: bytes, precision: Precision, samples: Samples, left: Sequence[str] | None = None) -> bytes:
+    """The file in another precision. ``samples``: for those that are calibrated, in the file's own layout. ``left``:
+    kinds of operators that keep fp32 instead of ``LEFT``.
+    """
     if precision == "fp32":
         return content
     toolkit = require("ai_edge_quantizer.quantizer", "quantising a TFLite file")
@@ -54,7 +56,7 @@ def quantized(content: bytes, precision: Precision, samples: Samples) -> bytes:
     quantizer = toolkit.Quantizer(content, _recipe(precision))
     for name in flatbuffer.feeding(model, EXACTLY):
         _leave(quantizer, "ALL_SUPPORTED", f"^{re.escape(name)}")
-    for operation in LEFT[precision]:
+    for operation in LEFT[precision] if left is None else left:
         _leave(quantizer, operation)
     ranges = None
     if precision in CALIBRATED:
