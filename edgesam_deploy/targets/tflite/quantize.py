@@ -8,9 +8,10 @@ w8a16           weights in 8 bit, activations in 16; for NPUs: LiteRT has refere
 What computes the phases of the positional encoding stays in fp32 everywhere: an error of 1e-3 in ten radians is 1e-2 in
 their sines. So does what computes the variance of a norm: a mean of squares, most of them small. So do products of two
 values where weights have 8 bit: the kernels take no constant on the left, and the bicubic neck has two. So do depthwise
-kernels where activations are float between operators: 1 % of EdgeSAM's weights, yet in fp16 half of the embeddings'
-error comes from them, and in dynamic 8 bit three quarters; 8 bit makes them slower, too. So do, in int8, the sums and
-gates of the residual stream: rounded to 255 steps forty times over, it carried three fifths of the embeddings' error.
+kernels where activations are float between operators: 1 % of EdgeSAM's weights, yet with them goes a third or more of
+the embeddings' error in fp16 and three quarters in dynamic 8 bit, where they are slower, too. So do, in int8, the sums
+and gates of the residual stream: rounded to 255 steps forty times over, they and the depthwise kernels carry over half
+of the error (benchmarks/results/tflite_sensitivity.md).
 """
 
 from __future__ import annotations
