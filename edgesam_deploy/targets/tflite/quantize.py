@@ -8,9 +8,10 @@ w8a16           weights in 8 bit, activations in 16; for NPUs: LiteRT has refere
 What computes the phases of the positional encoding stays in fp32 everywhere: an error of 1e-3 in ten radians is 1e-2 in
 their sines. So does what computes the variance of a norm: a mean of squares, most of them small. So do products of two
 values where weights have 8 bit: the kernels take no constant on the left, and the bicubic neck has two. So do depthwise
-kernels where activations are float between operators: 1 % of EdgeSAM's weights, yet in fp16 half of the embeddings'
-error comes from them, and in dynamic 8 bit three quarters; 8 bit makes them slower, too. So do, in int8, the sums and
-gates of the residual stream: rounded to 255 steps forty times over, it carried three fifths of the embeddings' error.
+kernels where activations are float between operators: 1 % of EdgeSAM's weights, yet with them goes a third or more of
+the embeddings' error in fp16 and three quarters in dynamic 8 bit, where they are slower, too. So do, in int8, the sums
+and gates of the residual stream: rounded to 255 steps forty times over, they and the depthwise kernels carry over half
+of the error (benchmarks/results/tflite_sensitivity.md).
 """
 
 from __future__ import annotations
@@ -43,8 +44,10 @@ ENDS = ("min", "max")
 Samples = Mapping[str, Sequence[Arrays]]  # inputs by the signature's name
 
 
-def quantized(content: bytes, precision: Precision, samples: Samples) -> bytes:
-    """The file in another precision. ``samples``: for those that are calibrated, in the file's own layout."""
+def quantized(content: bytes, precision: Precision, samples: Samples, left: Sequence[str] | None = None) -> bytes:
+    """The file in another precision. ``samples``: for those that are calibrated, in the file's own layout. ``left``:
+    kinds of operators that keep fp32 instead of ``LEFT``.
+    """
     if precision == "fp32":
         return content
     toolkit = require("ai_edge_quantizer.quantizer", "quantising a TFLite file")
@@ -54,7 +57,7 @@ def quantized(content: bytes, precision: Precision, samples: Samples) -> bytes:
     quantizer = toolkit.Quantizer(content, _recipe(precision))
     for name in flatbuffer.feeding(model, EXACTLY):
         _leave(quantizer, "ALL_SUPPORTED", f"^{re.escape(name)}")
-    for operation in LEFT[precision]:
+    for operation in LEFT[precision] if left is None else left:
         _leave(quantizer, operation)
     ranges = None
     if precision in CALIBRATED:
