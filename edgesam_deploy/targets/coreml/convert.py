@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgesam_deploy.contract import DEFAULT_POINTS, TensorSpec
+from edgesam_deploy.targets.coreml.compensate import with_compensated_weights
 from edgesam_deploy.targets.coreml.fine_maps import on_fine_maps
 from edgesam_deploy.targets.coreml.rounding import with_rounded_kernels
 from edgesam_deploy.toolkits import require
@@ -32,7 +33,7 @@ def convert(program: Program, *, deployment_target: str, half: bool, fine_half: 
     ct = require("coremltools", PURPOSE)
     side = None if fine_half else fine_side(program)
     if half:
-        program = with_rounded_kernels(program, side)
+        program = with_compensated_weights(with_rounded_kernels(program, side), side)
     lowered = program.aten.run_decompositions({})
     kept = lowered_names(lowered, program.islands)
     return ct.convert(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -118,3 +119,31 @@ def test_all_of_it_in_fp16(encoder: Callable[[str], Model]) -> None:
     ]
     assert not [kind for kind, dtype in kinds if dtype == "fp32" and kind not in ("const", "cast")]
     assert [kind for kind, _ in kinds].count("cast") == 2
+
+
+def test_how_many_operators(encoder: Callable[[str], Model]) -> None:
+    """Four blocks, a gate, and a neck with two norms: what is more is a converter's doing."""
+    found = encoder("fp32").operators()
+    assert found == {
+        "conv": 23, "gelu": 5, "add": 5, "reduce_mean": 1, "relu": 1, "sigmoid": 1, "mul": 1, "matmul": 2,
+        "layer_norm": 2, "transpose": 4, "cast": 2,
+    }  # fmt: skip
+    assert found == encoder("fp16").operators()
+
+
+@pytest.mark.slow
+def test_how_many_operators_at_full_size(tmp_path: Path) -> None:
+    model, target = load("edge_sam", seed=0), make_target("coreml")
+    interface = target.interface(model.config)
+    about = dict.fromkeys(("model", "part", "license", "edgesam_deploy_version"), "a test")
+    counts = {}
+    for program in capture(model, interface):
+        path = tmp_path / f"{program.name}.mlpackage"
+        target.emit(Engine("off").run(program, target.pipeline(model.config)), interface, path, about)
+        counts[program.name] = open_mlpackage(path).operators()
+    assert counts["image_encoder"] == {
+        "conv": 107, "gelu": 27, "add": 27, "reduce_mean": 10, "relu": 10, "sigmoid": 10, "mul": 10, "matmul": 2,
+        "layer_norm": 2, "transpose": 4, "cast": 2,
+    }  # fmt: skip
+    assert counts["mask_decoder"].total() <= 200
+    assert not {"shape", "gather", "range_1d", "non_zero"} & set(counts["mask_decoder"])
