@@ -99,7 +99,7 @@ class _Narrowing:
                 node.replace_input_with(index, self.narrow(node, value))
                 changed = True
             elif value in self.retyped and index not in inputs:
-                node.replace_input_with(index, self.cast(node, value, INT64))  # type: ignore[arg-type]
+                node.replace_input_with(index, self.cast(node, value, INT64))
         if has_graphs(node):
             self.keep_for_nested(node)
         for index in results:
@@ -171,7 +171,7 @@ class _Narrowing:
             for inner in ir.traversal.RecursiveGraphIterator(nested):
                 for index, value in enumerate(inner.inputs):
                     if value in self.retyped:
-                        inner.replace_input_with(index, self.cast(node, value, INT64))  # type: ignore[arg-type]
+                        inner.replace_input_with(index, self.cast(node, value, INT64))
 
     def finish(self) -> None:
         """Graph outputs keep their type: a Cast at the end takes over the name."""
