@@ -84,7 +84,7 @@ def _undoes(result: Node, flat: Node) -> bool:
     """Whether ``flat`` is the (B, C, H W) of a static map (B, C, H, W) and ``result`` has that H and W again."""
     size = shape(flat.args[0])[2:]
     joins = argument(flat, 1, "start_dim", 0) == 2 and argument(flat, 2, "end_dim", -1) in (3, -1)
-    static = len(size) == 2 and all(isinstance(d, int) for d in size)
+    static = all(isinstance(d, int) for d in size)
     return joins and static and argument(result, 1, "dim") in (2, -1) and shape(result)[2:] == size
 
 

@@ -204,9 +204,9 @@ def _separated(mask: Tensor, full: tuple[Any, ...]) -> tuple[Tensor, Tensor] | N
 
 def _real(node: Any) -> Node | None:
     """The real value behind the argument of a transform."""
-    if isinstance(node, Node) and node.target in CASTS and node.meta["val"].is_complex():
+    if node.target in CASTS and node.meta["val"].is_complex():
         node = node.args[0]
-    return node if isinstance(node, Node) and node.meta["val"].dtype.is_floating_point else None
+    return node if node.meta["val"].dtype.is_floating_point else None
 
 
 def _rewrite(graph: AtenGraph, node: Node, chain: _Chain) -> None:

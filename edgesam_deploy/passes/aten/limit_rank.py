@@ -84,8 +84,9 @@ def _shorten(graph: AtenGraph, seed: Node) -> bool:
 
 def _back(end: Node) -> list[Node]:
     """The chain that ends in ``end``, from the earliest value of at most four axes on; empty if there is none."""
-    chain, ahead = [end], end.args[0]
-    while isinstance(ahead, Node) and ahead.target in MOVES and only_reader(ahead):
+    chain: list[Node] = [end]
+    ahead: Any = end.args[0]
+    while ahead.target in MOVES and only_reader(ahead):
         chain.append(ahead)
         ahead = ahead.args[0]
     while chain and len(shape(chain[-1].args[0])) > RANK:
@@ -105,7 +106,7 @@ def _sizes(node: Any) -> Sizes | None:
         if not factor.is_Integer:
             return None
         sizes.append(int(factor) * SYMBOL)
-    return tuple(sizes) if prod(sizes) and prod(sizes) % SYMBOL**2 else None
+    return tuple(sizes) if prod(sizes) % SYMBOL**2 else None
 
 
 @dataclass(eq=False)
@@ -311,8 +312,10 @@ def _entries(end: Node) -> list[_Entry]:
 
 def _merge_sum(graph: AtenGraph, root: Node) -> bool:
     """(B, h, w, H, W) + (B, h, w, H, 1) + (B, h, w, 1, W)    becomes    (B, h w, H, W) + (B, h w, H, 1) + ..."""
-    reader = next(iter(root.users), None)
-    if len(shape(root)) <= RANK or reader is None or reader.target not in VIEWS or not only_reader(root):
+    if len(shape(root)) <= RANK or not only_reader(root):
+        return False
+    (reader,) = root.users
+    if reader.target not in VIEWS:
         return False
     leaves, inner = _tree(root)
     sizes, shapes = _sizes(root), {leaf: own for leaf in leaves if (own := _sizes(leaf)) is not None}

@@ -55,9 +55,11 @@ def test_cwsams_low_pass() -> None:
     [
         lambda z: torch.complex(z.real, 2 * z.imag),
         lambda z: torch.complex(z.imag, z.real),
+        lambda z: torch.complex(z.abs(), z.imag),
+        lambda z: torch.complex(z.real, z.abs()),
         lambda z: torch.complex(z.real, z.imag) + z.real.abs().sum(),
     ],
-    ids=["scaled", "swapped", "read beside"],
+    ids=["scaled", "swapped", "another real part", "another imaginary part", "read beside"],
 )
 def test_a_spectrum_that_is_not_put_together_as_it_was(join: Callable[[Tensor], Tensor]) -> None:
     def function(s: Any, x: Tensor) -> Tensor:
@@ -215,6 +217,8 @@ REFUSED: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "padded": lambda s, x: ifft2(fft2(x, s=(16, 16))).real,
     "cropped": lambda s, x: ifft2(fft2(x) * s.mask, s=(4, 4)).real,
     "twice forward": lambda s, x: fft2(fft2(x) * s.mask).real,
+    "computed places": lambda s, x: ifft2(fft2(x).index_select(2, x[0, 0, :, 0].argsort())).real,
+    "half of the places": lambda s, x: ifft2(fft2(x).index_select(2, s.even)).real,
     "sum of spectra": lambda s, x: ifft2(fft2(x) * s.mask + 1.0).real,
     "parts swapped": lambda s, x: ifft2(torch.complex((y := fft2(x)).imag, y.real)).real,
 }
@@ -225,8 +229,14 @@ def test_refuses(case: str) -> None:
     module = Calls(
         lambda s, x: REFUSED[case](s, x),
         mask=box(), disc=disc(), high=1 - box(), channels=torch.rand(3, 1, 1), complex=box() + 0j,
+        even=torch.arange(0, HEIGHT, 2),
     )  # fmt: skip
     rewritten(traced(module, SHAPE), decompose_fft, 0)
+
+
+def test_refuses_a_mask_of_more_pictures() -> None:
+    """One picture becomes two; a product of matrices alone would leave it one."""
+    rewritten(program(shifted, (1, 3, HEIGHT, WIDTH), box().expand(SHAPE).clone()), decompose_fft, 0)
 
 
 def test_refuses_a_plane_of_unknown_size() -> None:

@@ -97,6 +97,17 @@ def test_summands_of_four_axes_are_whatever_they_are() -> None:
     rewritten(traced(Calls(sines), (2, 12, 30), (4, 1, 6)), limit_rank, 0)
 
 
+def test_a_sum_times_a_number() -> None:
+    function = lambda _, x, y: (0.5 * (x.view(2, 3, 4, 5, 6) - y[..., None]) * 3).view(2, 12, 30).exp()  # noqa: E731
+    after = limited(function, (2, 12, 30), (2, 3, 4, 5), sites=4)
+    assert (after["mul"], after["sub"]) == (2, 1)
+
+
+def test_values_without_elements_stay() -> None:
+    function = lambda _, x: x.view(2, 0, 2, 2, 5).transpose(1, 2).reshape(0, 20)  # noqa: E731
+    rewritten(traced(Calls(function), (0, 20)), limit_rank, 0)
+
+
 @pytest.mark.parametrize("entry", [0, -1])
 def test_entries_of_a_dynamic_axis_are_read_where_they_are(entry: int) -> None:
     """Where the last one begins is not known."""

@@ -75,3 +75,11 @@ def test_smaller_than_one_channel() -> None:
 )
 def test_left_alone(text: str) -> None:
     rewritten(parsed(text), split_large_ops(8), 0)
+
+
+@pytest.mark.parametrize("op", ["MatMul(x, w)", "Gemm(x, w)"])
+def test_a_result_of_unknown_shape(op: str) -> None:
+    """The weight says what there is to cut."""
+    text = f"part (float[2,3] x) => (float[2,4] y) <float[3,4] w = {{{W}}}> {{ m = {op} y = Neg(m) }}"
+    after = rewritten(parsed(text, infer=False), split_large_ops(24), 1)
+    assert [n.outputs[0].shape is None for n in after.onnx.graph] == [True, True, True, False]
