@@ -27,9 +27,9 @@ from edgesam_deploy.errors import EdgeSamDeployError, UsageError
 from edgesam_deploy.passes.execute import relative_l2
 from edgesam_deploy.precision.calibration import calibration_pictures, encoder_inputs
 from edgesam_deploy.targets.quiet import quiet
+from edgesam_deploy.targets.signatures import ENCODE
 from edgesam_deploy.targets.tflite import flatbuffer
 from edgesam_deploy.targets.tflite.quantize import CALIBRATED, LEFT, Precision, quantized
-from edgesam_deploy.targets.tflite.signatures import ENCODE
 from edgesam_deploy.targets.tflite.toolkits import runtime
 
 CALLS = 3
