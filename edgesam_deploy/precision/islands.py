@@ -89,16 +89,15 @@ def find_islands(
     about their means.
 
     Greedy: first what overflows, then the tensors with the largest shares of the error, as few of them as reach the
-    bound (halving), and of those again each that is not needed is let go. A tensor is kept whole: the node that writes
+    bound (halving), and of those last ones each that is not needed is let go. A tensor is kept whole: the node that writes
     it and all that read it. Raises ParityError where even all of them do not reach it.
     """
     search = _Search(program, samples, frozenset(kept))
     before = search.error(frozenset())
-    chosen = search.without_overflow(frozenset())
+    chosen = firm = search.without_overflow(frozenset())
     if search.error(chosen) > bound:
         progress(f"{program.name}: which tensors lose digits")
-        chosen = search.reaching(chosen, bound)
-    chosen = search.fewest(chosen, bound)
+        chosen = search.fewest(search.reaching(chosen, bound), firm, bound)
     order = [n.name for n in program.aten.graph.nodes]
     return Islands(program.name, tuple(sorted(chosen, key=order.index)), before, search.error(chosen), search.tries)
 
@@ -177,12 +176,11 @@ class _Search:
             works, fails = (middle, fails) if self.error(first(middle)) <= bound else (works, middle)
         return first(works)
 
-    def fewest(self, chosen: frozenset[str], bound: float) -> frozenset[str]:
-        """``chosen`` without the nodes that the bound does not need; overflow may not come back."""
-        for name in [n for n in self.nodes if n in chosen]:
-            fewer = chosen - {name}
-            if self.error(fewer) <= bound and self.without_overflow(fewer) == fewer:
-                chosen = fewer
+    def fewest(self, chosen: frozenset[str], firm: frozenset[str], bound: float) -> frozenset[str]:
+        """``chosen`` without the nodes, ``firm`` ones aside, that the bound does not need."""
+        for name in [n for n in self.nodes if n in chosen - firm]:
+            if self.error(chosen - {name}) <= bound:
+                chosen -= {name}
         return chosen
 
 
