@@ -77,6 +77,9 @@ class Watch:
         seen = self.seen[node.name]
         low, high = (float(v) for v in half.aminmax())
         wide_low, wide_high = (float(v) for v in wide.aminmax())
+        for which, (x, a, b) in enumerate(((wide, wide_low, wide_high), (half, low, high))):
+            seen.flat[which] &= a == b
+            seen.prints[which].add((a, b, float(x.mean())))
         if not math.isfinite(low + high):
             if math.isfinite(wide_low + wide_high):
                 self._overflowed(seen, max(-wide_low, wide_high))
@@ -85,9 +88,6 @@ class Watch:
             return
         size = float(torch.linalg.vector_norm(wide))
         seen.error = max(seen.error, float(torch.linalg.vector_norm(half - wide)) / size if size else 0.0)
-        for which, (x, a, b) in enumerate(((wide, wide_low, wide_high), (half, low, high))):
-            seen.flat[which] &= a == b
-            seen.prints[which].add((a, b, float(x.mean())))
 
     def _overflowed(self, seen: Seen, largest: float) -> None:
         """Only where it begins: what reads an infinite value is not to blame."""

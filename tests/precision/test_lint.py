@@ -84,9 +84,13 @@ def test_good_weights_pass(found, target):
 
 # the neck's deviations reach some 800, and the norm behind them makes the same of it: in fp32 nothing changes
 WIDE = {"image_encoder.neck.0.weight": lambda w: 80 * w}
-# the neck computes with numbers of 1e-9, each of which becomes 0 in fp16, and every picture's embedding the same
-FAINT = {"image_encoder.neck.0.weight": lambda w: 1e-9 * w}
-# mask logits stand on a pedestal of some 10,000, where fp16 has a step of 8: almost all become one value
+# the last stages give numbers of 1e-9, each of which becomes 0 in fp16, and the neck makes large ones of them again
+FAINT = {
+    "image_encoder.fuse_stage2.weight": lambda w: 5e-9 * w,
+    "image_encoder.fuse_stage3.op_list.0.weight": lambda w: 5e-9 * w,
+    "image_encoder.neck.0.weight": lambda w: 2e4 * w,
+}
+# mask logits stand on a pedestal of some 100,000, where a chip stays at fp16's largest number, or at infinity
 HIGH = {"mask_decoder.output_upscaling.3.bias": lambda b: b + 20_000}
 # what the last stages see never reaches the neck
 DEAD = {f"image_encoder.{name}.weight": torch.zeros_like for name in ("fuse_stage2", "fuse_stage3.op_list.0")}
@@ -114,15 +118,18 @@ def test_a_dead_branch_is_refused_and_the_checkpoint_without_it_passes(found):
 def test_a_constant_embedding_is_refused_and_islands_mend_it(found):
     refusal = found(CoremlTarget(), FAINT)
     assert any("ignore the picture" in line or "constant output" in line for line in refusal), refusal
-    assert all("image_encoder.neck.0" in line for line in refusal if "embeddings" in line), refusal
+    assert all("image_encoder.fuse_stage" in line for line in refusal if "embeddings" in line), refusal
     assert any("--auto-mixed" in line for line in refusal)
     assert found(CoremlTarget(), FAINT, mixed) == []
 
 
 def test_a_saturated_mask_is_refused_and_islands_mend_it(found):
     refusal = found(CoremlTarget(), HIGH)
-    assert any("saturated" in line or "constant output" in line for line in refusal), refusal
-    assert any("--auto-mixed" in line for line in refusal)
+    assert "mask_decoder" in refusal[0]
+    assert "where fp16 ends at 65,504" in refusal[0]
+    assert "--auto-mixed" in refusal[0]
+    assert any("logits of a" in line and "NaN or infinity" in line for line in refusal), refusal
+    assert not any("in fp32 too" in line for line in refusal), refusal
     assert found(CoremlTarget(), HIGH, mixed) == []
 
 
