@@ -305,6 +305,10 @@ def test_the_aten_passes_of_npus_together() -> None:
 
 def test_the_onnx_passes_each_find_something() -> None:
     for name in onnx.__all__:
-        engine = Engine("off" if name == "freeze_dims" else "fast")  # it is proved on inputs of that size
+        unproved = (
+            "freeze_dims",
+            "cast_to_half",
+        )  # the one on inputs of that size; here z's inverses leave half's range
+        engine = Engine("off" if name in unproved else "fast")
         engine.run(debris(), (get("onnx", name),))
         assert engine.steps[0].sites > 0, name
