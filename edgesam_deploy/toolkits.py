@@ -13,8 +13,8 @@ EXTRAS = {
     "torch": "torch", "onnxscript": "torch", "safetensors": "torch", "huggingface_hub": "torch",
     "coremltools": "coreml", "litert_torch": "tflite", "ai_edge_litert": "tflite",
     "ai_edge_quantizer": "tflite", "flatbuffers": "tflite", "onnxruntime_qnn": "qnn",
-    "tensorrt": "tensorrt", "cuda": "tensorrt", "webdataset": "train", "pycocotools": "train",
-    "tensorboard": "train", "gradio": "demo",
+    "tensorrt": "tensorrt", "cuda": "tensorrt", "onnx_graphsurgeon": "tensorrt",
+    "webdataset": "train", "pycocotools": "train", "tensorboard": "train", "gradio": "demo",
 }  # fmt: skip
 
 

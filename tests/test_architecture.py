@@ -23,6 +23,7 @@ ALLOWED = {
     "passes": {"contract"},  # neither models nor targets
     "cost": set(),
     "optimizer": {"contract", "passes", "targets"},
+    "graphsurgeon": {"optimizer", "passes"},
     "memory": {"model"},
     "capture": {"contract", "cost", "model", "passes"},
     "targets": {"contract", "passes", "model", "precision"},  # model for its configuration's type only
