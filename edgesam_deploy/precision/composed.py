@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edgesam_deploy.bundle import Bundle
-from edgesam_deploy.contract import SEGMENTER, Interface, SegmenterInterface, describe_tensors
+from edgesam_deploy.contract import SEGMENTER, Interface, SegmenterInterface, TensorSpec, describe_tensors
 from edgesam_deploy.passes.program import Program
 from edgesam_deploy.runtime import BundlePredictor, BundleSegmenter
 from edgesam_deploy.targets.base import Arrays, Runner
@@ -31,13 +31,21 @@ class ProgramRunner:
     """A part that ``run`` computes: tensors by name to the outputs in the program's order."""
 
     def __init__(self, program: Program, run: Run, description: str) -> None:
-        self.inputs = [spec.name for spec in program.inputs]
+        self.inputs = program.inputs
         self.outputs = [spec.name for spec in program.outputs]
         self.run, self.description = run, description
 
     def __call__(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
-        found = self.run({name: torch.from_numpy(inputs[name]) for name in self.inputs})
+        found = self.run({spec.name: _fed(spec, inputs[spec.name]) for spec in self.inputs})
         return {name: value.contiguous().numpy() for name, value in zip(self.outputs, found, strict=True)}
+
+
+def _fed(spec: TensorSpec, value: NDArray[Any]) -> Tensor:
+    """An input of the contract as the program takes it: of a picture perhaps planes of floats instead of pixels."""
+    tensor = torch.from_numpy(value)
+    if spec.role == "image" and spec.dtype == "float32":
+        return tensor.permute(0, 3, 1, 2).float()
+    return tensor
 
 
 def artifact_of(
