@@ -67,3 +67,11 @@ def test_layers_of_a_program() -> None:
     inputs = {program.inputs[0].name: np.ones((1, 4, 16, 16), np.float32)}
     (before,), (now,) = run_program(program, inputs).values(), run_program(after, inputs).values()
     assert 0 < np.abs(now - before).max() < 2e-3
+
+
+def test_the_same_weights_again() -> None:
+    torch.manual_seed(0)
+    program = traced(Calls(lambda s, x: s.layer(x), layer=nn.Linear(64, 32)), (1, 5, 64))
+    first, second = (with_compensated_weights(program, None).aten.state_dict for _ in range(2))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
