@@ -89,8 +89,8 @@ def find_islands(
     about their means.
 
     Greedy: first what overflows, then the tensors with the largest shares of the error, as few of them as reach the
-    bound (halving), and of those last ones each that is not needed is let go. A tensor is kept whole: the node that writes
-    it and all that read it. Raises ParityError where even all of them do not reach it.
+    bound (halving), and of those last ones each that is not needed is let go. A tensor is kept whole: the node that
+    writes it and all that read it. Raises ParityError where even all of them do not reach it.
     """
     search = _Search(program, samples, frozenset(kept))
     before = search.error(frozenset())
