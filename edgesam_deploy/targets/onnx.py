@@ -84,6 +84,7 @@ class OnnxTarget(Target):
             aten.merge_parallel_convs,
             aten.fold_batch_norm,  # again: the DyT fork keeps one more norm behind the sum that has just been merged
             aten.fold_dyt_affine,  # DyT's scale and shift go into the next layer where nothing else reads them
+            aten.absorb_pointwise_conv,  # before the resize becomes products, past which it does not see
             aten.legalize_bicubic,
             aten.eliminate_dead_rows,  # before absorbing, which pays the sooner the fewer rows there are
             aten.absorb_channel_offset,  # after folding: what is added to the pixels without a mask is a constant then
