@@ -155,6 +155,7 @@ class CoremlTarget(Target):
             aten.merge_parallel_convs,
             aten.fold_batch_norm,  # again: the DyT fork keeps one more norm behind the sum that has just been merged
             aten.fold_dyt_affine,
+            aten.absorb_pointwise_conv,  # before the resize becomes products: one rounding of weights less
             aten.legalize_bicubic,  # MIL has no bicubic operator
             aten.eliminate_dead_rows,  # of the prompt's tokens, after the last attention
             aten.absorb_channel_offset,  # the vector that stands for no mask
