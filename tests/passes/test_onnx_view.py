@@ -12,6 +12,7 @@ from passes.programs import counts, parsed
 
 from edgesam_deploy.passes import onnx_view
 from edgesam_deploy.passes.correspondence import Region
+from edgesam_deploy.passes.execute import run_program
 from edgesam_deploy.passes.onnx import fuse_reshapes
 from edgesam_deploy.passes.onnx_view import OnnxView
 
@@ -147,7 +148,9 @@ def test_pieces(region: Region, operators: dict[str, int], result: list[float], 
     piece = view.piece(region, INPUTS)
     assert counts(piece) == operators
     assert [(spec.name, spec.shape) for spec in piece.inputs] == [(name, (2, 3)) for name in region.inputs]
-    assert [spec.name for spec in piece.outputs] == ["result"]
+    assert [spec.name for spec in piece.outputs] == [value.name for value in model.graph.output]
+    (again,) = run_program(piece, view.values(INPUTS, region.inputs)).values()
+    np.testing.assert_array_equal(again, found)
     names = {"a", "b"} & {v.name for v in model.graph.input}
     assert names == set(region.inputs) - {"x"}
 
