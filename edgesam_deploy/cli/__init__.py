@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from edgesam_deploy.cli import bisect, build, data, inspect, measure, operators, optimize, predict
+from edgesam_deploy.cli import bisect, build, data, evaluate, inspect, measure, operators, optimize, predict, train
 from edgesam_deploy.errors import EdgeSamDeployError
 
 EPILOG = (
@@ -35,6 +35,8 @@ predict.register(app)
 operators.register(app)
 measure.register(app)
 data.register(app)
+train.register(app)
+evaluate.register(app)
 inspect.register(app)
 
 
