@@ -10,7 +10,7 @@ JOBS ?= $(shell nproc)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 PHOTOGRAPH := edgesam_deploy/photographs/coffee.jpg
 
-.PHONY: build test test-all lint format bench mutate clean
+.PHONY: build test test-all lint format bench mutate demo-weights clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -18,7 +18,7 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 $(TOOLKITS): $(READY)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,coreml,tflite,qnn]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,coreml,tflite,qnn,train]'
 	touch $(TOOLKITS)
 
 build: $(READY) ## build the default model, prove it, and try it on a photograph
@@ -47,6 +47,9 @@ bench: $(TOOLKITS) ## against the reference scripts' export, interleaved; writes
 
 mutate: $(TOOLKITS) ## break the passes' source place by place: do the tests notice? Hours; writes benchmarks/results/mutation.md
 	$(BIN)/python -m benchmarks.mutate $(MUTATE)
+
+demo-weights: $(TOOLKITS) ## train the demonstration model on synthetic scenes, from nothing; the same command resumes
+	$(BIN)/edgesam-deploy train demo --out out/demo
 
 clean:
 	rm -rf .venv out .mypy_cache .ruff_cache .pytest_cache

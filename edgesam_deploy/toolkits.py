@@ -14,7 +14,7 @@ EXTRAS = {
     "coremltools": "coreml", "litert_torch": "tflite", "ai_edge_litert": "tflite",
     "ai_edge_quantizer": "tflite", "flatbuffers": "tflite", "onnxruntime_qnn": "qnn",
     "tensorrt": "tensorrt", "cuda": "tensorrt", "onnx_graphsurgeon": "tensorrt",
-    "webdataset": "train", "pycocotools": "train", "tensorboard": "train", "gradio": "demo",
+    "webdataset": "train", "pycocotools": "train", "tensorboard": "train", "yaml": "train", "gradio": "demo",
 }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import torch
 from scenes import picture
 
 from edgesam_deploy.builder import build
+from edgesam_deploy.distill.synthetic import synthesize
 from edgesam_deploy.model.registry import load
 
 # the models here are small: a second thread only waits for the first, most of all beside a busy neighbour
@@ -101,6 +102,15 @@ def bundles(tiny_model, tmp_path_factory):
 @pytest.fixture(scope="session")
 def scene():
     return picture(180, 240, 4)
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory):
+    """A data set in SA-1B's layout, six scenes to train on and three others; read only."""
+    folder = tmp_path_factory.mktemp("scenes")
+    for split, count in (("train", 6), ("val", 3)):
+        list(synthesize(folder, count=count, size=96, split=split))
+    return folder
 
 
 @pytest.fixture

@@ -9,7 +9,19 @@ import sys
 
 import typer
 
-from edgesam_deploy.cli import bisect, build, data, inspect, measure, operators, optimize, predict, ranges
+from edgesam_deploy.cli import (
+    bisect,
+    build,
+    data,
+    evaluate,
+    inspect,
+    measure,
+    operators,
+    optimize,
+    predict,
+    ranges,
+    train,
+)
 from edgesam_deploy.errors import EdgeSamDeployError
 
 EPILOG = (
@@ -36,6 +48,8 @@ predict.register(app)
 operators.register(app)
 measure.register(app)
 data.register(app)
+train.register(app)
+evaluate.register(app)
 inspect.register(app)
 
 

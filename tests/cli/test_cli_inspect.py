@@ -25,7 +25,7 @@ from edgesam_deploy.model.fetch import SOURCES
 FLAGS = Path(__file__).parents[1] / "data" / "cli_flags.json"
 COMMANDS = [
     "models", "targets", "passes", "doctor", "fetch", "build", "check", "ops", "bench", "run", "everything", "verify",
-    "optimize", "bisect", "ranges", "data synthesize", "data check",
+    "optimize", "bisect", "ranges", "data synthesize", "data check", "embed", "train", "eval",
 ]  # fmt: skip
 
 
@@ -279,7 +279,7 @@ def test_any_encoding():
 @pytest.mark.parametrize(
     ("typed", "offered"),
     [
-        ("edgesam-deploy ev", ["everything"]),
+        ("edgesam-deploy eve", ["everything"]),
         (
             "edgesam-deploy build edge_sam_",
             ["edge_sam_m2", "edge_sam_m3", "edge_sam_dyt", "edge_sam_dyt_frozen_mask", "edge_sam_dyt_hq"],

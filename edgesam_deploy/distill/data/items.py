@@ -26,6 +26,7 @@ Masks = NDArray[np.bool_]
 
 JITTER_SHARE, JITTER_LIMIT = 0.1, 20.0  # of a box's side; pixels of the model frame
 SCALE_JITTER = (0.1, 2.0)
+CROPS = 8  # that may miss every object before a picture is taken as it is
 ATTEMPTS = 50  # samples in a row that may be broken before the data set counts as broken
 
 
@@ -157,7 +158,8 @@ class Items(Dataset[Item]):
 def make_item(read: Annotated, options: ItemOptions, rng: np.random.Generator, index: int = 0) -> Item:
     """A sample in the model frame. Raises DataError where nothing of it can be asked for."""
     if options.augment == "flip_scale":
-        read = flip_and_scale(read, options.image_size, rng)
+        drawn = (flip_and_scale(read, options.image_size, rng) for _ in range(CROPS))
+        read = next((crop for crop in drawn if crop.masks is not None and crop.masks.any()), read)
     size = resized_size(*read.size, options.image_size)
     factor = np.array([size[1] / read.size[1], size[0] / read.size[0]] * 2)
     boxes = (read.boxes.astype(np.float64) * factor).astype(np.float32)
