@@ -43,8 +43,12 @@ FACTORIES: dict[str, list[tuple[str, Pass]]] = {
 }
 # ONNX's own expansion hands Range a tensor of one axis where it wants a scalar; ONNX Runtime notices once it can
 INVALID = {f"test_affine_grid_{d}{kind}_expanded" for d in ("2d", "3d") for kind in ("", "_align_corners")}
+TYPING = {"cast_to_half"}  # makes another program of it on purpose: half the digits
 EVERY: list[tuple[str, Pass]] = [
-    pair for name in passes.__all__ for pair in FACTORIES.get(name, [(name, getattr(passes, name))])
+    pair
+    for name in passes.__all__
+    if name not in TYPING
+    for pair in FACTORIES.get(name, [(name, getattr(passes, name))])
 ]
 PIPELINE = (*optimizer.CLEAN, passes.narrow_int64_data, passes.eliminate_common, passes.eliminate_dead)
 

@@ -218,10 +218,17 @@ def _constant(tensor: TensorProto) -> Tensor:
         return known
     if tensor.data_location == TensorProto.EXTERNAL:
         return known  # beside the file, and not read
+    if shape and shape[0] > LIST_LENGTH and not _is_stored(tensor):
+        return known
     values = numpy_helper.to_array(tensor).reshape(-1).tolist()
     if len(values) > LIST_LENGTH:
         return replace(known, values=(values[0],)) if len(set(values)) == 1 else known
     return replace(known, values=tuple(values)) if len(values) == (shape[0] if shape else 1) else known
+
+
+def _is_stored(tensor: TensorProto) -> bool:
+    """Whether the elements are there: a report on a model that is not built has weights of no content."""
+    return any(values for field, values in tensor.ListFields() if field.name.endswith("_data"))
 
 
 def _of_constant(node: NodeProto, inferred: Tensor) -> Tensor:

@@ -21,25 +21,27 @@ Pictures = Mapping[str, NDArray[np.uint8]]
 
 
 def calibration_files(folder: str | Path | None) -> list[Path]:
-    """The pictures of a folder by name, or the shipped photographs.
-
-    Raises UsageError for a folder without any, ImageError for a file that is none: before anything is built, since
-    only headers are read here.
-    """
+    """The pictures of a folder by name, or the shipped photographs. Raises UsageError for a folder without any."""
     place = Path(str(files("edgesam_deploy") / "photographs")) if folder is None else Path(folder)
     if not place.is_dir():
         raise UsageError(f"--calibration {place}: no such folder; give one with pictures in it")
     found = sorted(path for path in place.iterdir() if path.suffix.lower() in SUFFIXES)
     if not found:
         raise UsageError(f"--calibration {place}: no picture in it ({', '.join(sorted(SUFFIXES))})")
-    for path in found:
+    return found
+
+
+def check_calibration(folder: str | Path | None) -> None:
+    """Raise UsageError for a folder without pictures, ImageError for a file in it that is none: before anything is
+    built, since only headers are read.
+    """
+    for path in calibration_files(folder):
         try:
             Image.open(path).close()
         except UnidentifiedImageError as error:
             raise ImageError(
                 f"--calibration: {path} is not a picture Pillow can read; take it out, or convert it to PNG or JPEG"
             ) from error
-    return found
 
 
 def calibration_pictures(folder: str | Path | None = None) -> dict[str, NDArray[np.uint8]]:

@@ -120,7 +120,7 @@ def refused(code, words, *arguments):
         (["build", "edge_sam", "--io", "edgesam", "--mask-input"], ["--io edgesam", "--io sam"]),
         (["build", "edge_sam", "--return-single-mask"], ["--return-single-mask", "--io sam"]),
         (["bench", ".", "--runs", "0"], ["--runs", "greater than or equal to 1"]),
-        (["ops", "missing.onnx"], ["missing.onnx", "give an .onnx file or the folder of a bundle"]),
+        (["ops", "missing.onnx"], ["missing.onnx", "give one of .onnx, .tflite, .mlpackage, the folder of a bundle"]),
         (["ops", "--fail-on", "sometimes", "x.onnx"], ["--fail-on sometimes", "unsupported or partial"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else value,

@@ -152,7 +152,7 @@ def test_what_does_not_reach_the_classes():
     state = {k: v + 1 if any(part in k for part in dead) else v for k, v in model.state_dict().items()}
     other.load_state_dict(state)
     with torch.no_grad():
-        assert torch.equal(other(picture(1)), model(picture(1)))
+        torch.testing.assert_close(other(picture(1)), model(picture(1)), rtol=0, atol=1e-4)  # sums depend on alignment
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ def test_onnx_runtime_leaves_cores_and_memory_to_pytorch(monkeypatch: pytest.Mon
 )
 def test_kernels_lie_with_their_channels_last(shape: tuple[int, ...], dtype: torch.dtype, moved: bool) -> None:
     value = torch.arange(int(np.prod(shape)), dtype=dtype).reshape(shape)
-    found = execute._channels_last(value)
+    found = execute.channels_last(value)
     assert torch.equal(found, value)
     assert (found is value) != moved
     if moved:
@@ -54,7 +54,7 @@ def test_kernels_lie_with_their_channels_last(shape: tuple[int, ...], dtype: tor
 def test_constants_that_are_no_tensors_are_left_alone() -> None:
     """torch.export keeps script objects among them."""
     script = object()
-    assert execute._channels_last(script) is script
+    assert execute.channels_last(script) is script
 
 
 def test_a_kernel_is_what_it_was() -> None:

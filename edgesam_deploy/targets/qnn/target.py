@@ -115,6 +115,7 @@ class QnnTarget(OnnxTarget):
         if self.precision in ACTIVATION_BITS:  # a softmax in parts has ranges that 8 bit cannot hold
             dropped |= {step.name for step in (aten.absorb_token_projections, aten.canonicalize_cross_attention)}
             dropped.add(aten.decompose_softmax.name)
+            dropped.add(aten.absorb_channel_offset.name)  # the image is quantised at the sum, not behind its views
         return tuple(step for step in super().pipeline(config) if step.name not in dropped)
 
     def judged(self, path: Path) -> Path:

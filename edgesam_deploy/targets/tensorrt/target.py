@@ -17,7 +17,6 @@ from edgesam_deploy.precision.calibration_rows import SHIPPED, calibration_set
 from edgesam_deploy.targets.base import Runner, option
 from edgesam_deploy.targets.onnx import IR_VERSIONS, OnnxTarget
 from edgesam_deploy.targets.tensorrt import build_engine
-from edgesam_deploy.targets.tensorrt.hazards import hazards
 from edgesam_deploy.targets.tensorrt.recipe import parse_range, readme_section, write_recipe
 
 if TYPE_CHECKING:
@@ -163,6 +162,8 @@ class TensorrtTarget(OnnxTarget):
 
         Raises UnsupportedOperators, which names them, for what TensorRT's parser is known to end at.
         """
+        from edgesam_deploy.targets.tensorrt.hazards import hazards
+
         if self.precision == "int8":
             self._quantise(programs, interface, next(iter(files.values())).parent)
         super().emit_parts(programs, interface, files, metadata)

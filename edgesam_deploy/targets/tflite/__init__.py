@@ -17,7 +17,7 @@ from edgesam_deploy.contract import (
     SegmenterInterface,
 )
 from edgesam_deploy.errors import UsageError
-from edgesam_deploy.precision.calibration import calibration_files, calibration_pictures, encoder_inputs
+from edgesam_deploy.precision.calibration import calibration_pictures, check_calibration, encoder_inputs
 from edgesam_deploy.targets.base import Arrays, Half, Target, option
 from edgesam_deploy.targets.quiet import quiet
 from edgesam_deploy.targets.signatures import parse_signatures, signature_name, signed
@@ -95,7 +95,7 @@ class TfliteTarget(Target):
                 "or take dynamic-int8"
             )
         if self.precision in CALIBRATED:
-            calibration_files(self.calibration)
+            check_calibration(self.calibration)
         if self.signatures is not None:
             parse_signatures(self.signatures)
         super().__post_init__()
