@@ -59,13 +59,23 @@ def golden_hq(request):
     return *with_golden_weights(request.param), np.load(DATA / f"{request.param}.seed0.npz")
 
 
-def close(ours, theirs):
+# with these weights their activations reach 1e6, and tanh turns that into a sign: another order of sums flips pixels.
+# From float64 the reference's embeddings lie 1.2e-2 in relative L2, ours 0.8e-2 on one processor and 1.2e-2 on another
+FLIPPING = {"edge_sam_dyt", "edge_sam_dyt_hq"}
+
+
+def close(model, ours, theirs):
     ours = ours.detach().numpy() if isinstance(ours, torch.Tensor) else ours
     assert ours.shape == theirs.shape
     if not theirs.size:
         return
-    assert np.abs(ours - theirs).max() < 1e-3  # at the scale of the quantity: embeddings ~1, logits ~8
-    assert np.linalg.norm(ours - theirs) <= 1e-5 * np.linalg.norm(theirs)
+    apart, relative = np.abs(ours - theirs), np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
+    if model.name in FLIPPING:  # a wrong upsampling is off by 6e-2, and everywhere
+        assert np.quantile(apart, 0.9) < 1e-2
+        assert relative < 3e-2
+        return
+    assert apart.max() < 1e-3  # at the scale of the quantity: embeddings ~1, logits ~8
+    assert relative <= 1e-5
 
 
 def mask_input():
@@ -96,25 +106,25 @@ def stability(masks):
     return (masks > 1).flatten(2).sum(2) / (masks > -1).flatten(2).sum(2)
 
 
-def compare(case, z, sparse, low_res, iou):
-    close(sparse, z[f"{case}/sparse"])
-    close(low_res[..., ::4, ::4], z[f"{case}/masks4"])
-    close(iou, z[f"{case}/iou4"])
-    if f"{case}/stability4" in z:  # SAM's own files have none
+def compare(model, case, z, sparse, low_res, iou):
+    close(model, sparse, z[f"{case}/sparse"])
+    close(model, low_res[..., ::4, ::4], z[f"{case}/masks4"])
+    close(model, iou, z[f"{case}/iou4"])
+    if f"{case}/stability4" in z and model.name not in FLIPPING:  # SAM's own files have none
         assert np.abs(stability(low_res).numpy() - z[f"{case}/stability4"]).max() < 1e-4  # a count of pixels
 
 
 def test_embeddings_and_positions(golden):
     model, predictor, z = golden
-    close(predictor.features[:, ::4, ::2, ::2], z["image_embeddings"])
-    close(model.prompt_encoder.get_dense_pe()[:, ::8, ::8, ::8], z["dense_pe"])
+    close(model, predictor.features[:, ::4, ::2, ::2], z["image_embeddings"])
+    close(model, model.prompt_encoder.get_dense_pe()[:, ::8, ::8, ::8], z["dense_pe"])
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("case", CASES)
 def test_prompts(golden, case):
     model, predictor, z = golden
-    compare(case, z, *decoded(model, predictor.features, *prompt_of(case)))
+    compare(model, case, z, *decoded(model, predictor.features, *prompt_of(case)))
 
 
 @torch.no_grad()
@@ -122,19 +132,19 @@ def test_batch_of_prompts(golden):
     model, predictor, z = golden
     points = torch.tensor([[10, 10], [1000, 700], [512, 380], [300, 600]], dtype=torch.float32)[:, None]
     labels = torch.tensor([1, 1, 1, 0.0])[:, None]
-    compare("batch4", z, *decoded(model, predictor.features, (points, labels), None, None))
+    compare(model, "batch4", z, *decoded(model, predictor.features, (points, labels), None, None))
 
 
 @pytest.mark.parametrize("case", ["points", "box"])
 def test_predictor(golden, case):
-    _, predictor, z = golden
+    model, predictor, z = golden
     prompt = {"box": np.array([40, 50, 380, 270])}
     if case == "points":
         prompt = {"point_coords": [[200, 150], [30.5, 40]], "point_labels": [1, 0]}
     count = len(z[f"predict_{case}/scores"])
     logits, scores, _ = predictor.predict(**prompt, num_multimask_outputs=count, return_logits=True)
-    close(logits[..., ::4, ::4], z[f"predict_{case}/logits"])
-    close(scores, z[f"predict_{case}/scores"])
+    close(model, logits[..., ::4, ::4], z[f"predict_{case}/logits"])
+    close(model, scores, z[f"predict_{case}/scores"])
 
 
 @torch.no_grad()
@@ -150,15 +160,15 @@ def answers(model, features, case, **choices):
 @torch.no_grad()
 def test_hq_embeddings_and_intermediate_features(golden_hq):
     model, predictor, z = golden_hq
-    close(predictor.features[0][:, ::4, ::2, ::2], z["image_embeddings"])
+    close(model, predictor.features[0][:, ::4, ::2, ::2], z["image_embeddings"])
     pixels = torch.from_numpy(predictor.preprocess(picture(300, 451, 10)))
     _, intermediate = model.image_encoder.with_intermediate(pixels)
     assert len(intermediate) == sum(name.startswith("interm_") for name in z.files)
     for index, feature in enumerate(intermediate):
         if model.name == "edge_sam_dyt_hq":
-            close(feature[:, ::8, ::16, ::16], z[f"interm_{index}"])
+            close(model, feature[:, ::8, ::16, ::16], z[f"interm_{index}"])
         else:  # the reference keeps it as (B, H, W, C)
-            close(feature.permute(0, 2, 3, 1)[:, ::8, ::8, ::8], z[f"interm_{index}"])
+            close(model, feature.permute(0, 2, 3, 1)[:, ::8, ::8, ::8], z[f"interm_{index}"])
 
 
 @pytest.mark.parametrize("case", [*CASES, "batch4"])
@@ -168,23 +178,23 @@ def test_hq_prompts(golden_hq, case):
         if case not in ("point", "box", "box_points"):
             pytest.skip("the reference's file has no such case")
         masks, iou, sam = answers(model, predictor.features, case)
-        close(masks[..., ::4, ::4], z[f"{case}/masks_hq"])
-        close(sam[..., ::4, ::4], z[f"{case}/masks_sam"])
-        close(iou, z[f"{case}/iou"])
+        close(model, masks[..., ::4, ::4], z[f"{case}/masks_hq"])
+        close(model, sam[..., ::4, ::4], z[f"{case}/masks_sam"])
+        close(model, iou, z[f"{case}/iou"])
         return
     for multimask in (False, True):
         for only in (False, True):
             masks, iou, _ = answers(model, predictor.features, case, multimask=multimask, hq_token_only=only)
-            close(masks[..., ::4, ::4], z[f"{case}/masks_multi{multimask:d}_hqonly{only:d}"])
-            close(iou, z[f"{case}/iou_multi{multimask:d}"])
+            close(model, masks[..., ::4, ::4], z[f"{case}/masks_multi{multimask:d}_hqonly{only:d}"])
+            close(model, iou, z[f"{case}/iou_multi{multimask:d}"])
 
 
 @pytest.mark.parametrize("case", ["points", "box"])
 def test_hq_predictor(golden_hq, case):
-    _, predictor, z = golden_hq
+    model, predictor, z = golden_hq
     prompt = {"box": np.array([40, 50, 380, 270])}
     if case == "points":
         prompt = {"point_coords": [[200, 150], [30.5, 40]], "point_labels": [1, 0]}
     logits, scores, _ = predictor.predict(**prompt, return_logits=True)
-    close(logits[..., ::4, ::4], z[f"predict_{case}/logits"])
-    close(scores, z[f"predict_{case}/scores"])
+    close(model, logits[..., ::4, ::4], z[f"predict_{case}/logits"])
+    close(model, scores, z[f"predict_{case}/scores"])
