@@ -63,6 +63,7 @@ class NpuTarget(OnnxTarget):
     name: ClassVar[str] = "npu"
     summary: ClassVar[str] = f"portable ONNX for NPU compilers, by profile: {', '.join(PROFILES)}"
     rules: ClassVar[str] = "npu_tv"
+    precisions: ClassVar[tuple[str, ...]] = ("fp32",)
 
     opset: int = option(0, "ONNX operator set, 11 to 23; 0: the profile's own.")
     io: Literal["contract", "edgesam", "edgesam-dyt", "edgesam-npu", "sam"] = option(

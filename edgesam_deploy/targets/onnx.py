@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -11,6 +13,8 @@ from numpy.typing import NDArray
 
 from edgesam_deploy.contract import MASK_DECODER, Interface, SegmenterInterface
 from edgesam_deploy.errors import BundleError, EdgeSamDeployError, MissingToolkit, UsageError
+from edgesam_deploy.precision.calibration import encoder_inputs
+from edgesam_deploy.precision.calibration_rows import SHIPPED, calibration_set
 from edgesam_deploy.targets.base import Arrays, Target, option
 from edgesam_deploy.targets.integration import write_integration
 from edgesam_deploy.toolkits import require
@@ -26,6 +30,8 @@ if TYPE_CHECKING:
 
 IR_VERSIONS = {18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11}  # the oldest that each opset allows
 EXTERNAL_ABOVE = 1 << 30  # bytes of weights; protobuf ends at 2 GiB, and many readers copy what is inside the file
+CALIBRATION = "calibration.json"
+log = logging.getLogger(__name__)
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
@@ -39,9 +45,13 @@ class OnnxTarget(Target):
     runtime: ClassVar[tuple[str, ...]] = ("onnxruntime",)
     tools: ClassVar[tuple[str, ...]] = ("onnx", "onnx-ir", "onnxscript", "onnxruntime")
     rules: ClassVar[str] = "onnxruntime_cpu"
+    precisions: ClassVar[tuple[str, ...]] = ("fp32", "int8")
 
     opset: int = option(20, "ONNX operator set, 18 to 23.")
-    precision: Literal["fp32"] = option("fp32", "Type of weights and arithmetic.")
+    precision: Literal["fp32", "int8"] = option(
+        "fp32", "Type of weights and arithmetic; int8: the encoder's convolutions and what lies between them."
+    )
+    calibration: str | None = option(None, "Folder of pictures for calibrated precisions. Default: shipped ones.")
     prompts_per_image: int = option(
         1, "How often a picture is prompted: where it pays, the encoder does what depends on the picture alone."
     )
@@ -50,6 +60,7 @@ class OnnxTarget(Target):
         super().__post_init__()
         self._check_opset()
         self._check_precision()
+        self._check_calibration()
         if self.prompts_per_image < 1:
             raise UsageError(f"--prompts-per-image {self.prompts_per_image}: must be at least 1")
         if self.prompts_per_image > 1 and self.io != "contract":
@@ -62,8 +73,22 @@ class OnnxTarget(Target):
             raise UsageError(f"--opset {self.opset}: must be 18 to 23")
 
     def _check_precision(self) -> None:
-        if self.precision != "fp32":
-            raise UsageError(f"--precision {self.precision}: the {self.name} target has fp32")
+        if self.precision not in self.precisions:
+            raise UsageError(
+                f"--precision {self.precision}: the {self.name} target has {' and '.join(self.precisions)}"
+            )
+
+    def _check_calibration(self) -> None:
+        if self.precision == "int8":
+            calibration_set(self.calibration)
+        elif self.calibration is not None:
+            raise UsageError(f"--calibration: --precision {self.precision} takes none; leave it out")
+
+    def options(self) -> dict[str, Any]:
+        chosen = super().options()
+        if self.precision == "int8" and self.calibration is None:
+            chosen["calibration"] = SHIPPED
+        return chosen
 
     def joint_pipeline(self, config: SamConfig | CwsamConfig) -> tuple[JointPass, ...]:
         from edgesam_deploy.passes.aten import absorb_token_projections
@@ -107,6 +132,33 @@ class OnnxTarget(Target):
             onnx.eliminate_dead,
             onnx.canonicalize_names,  # last: names are given to what is left
         )
+
+    def emit_parts(
+        self,
+        programs: Sequence[Program],
+        interface: Interface | SegmenterInterface,
+        files: Mapping[str, Path],
+        metadata: Mapping[str, Mapping[str, str]],
+    ) -> None:
+        if self.precision == "int8":
+            self._calibrate(programs, interface, next(iter(files.values())).parent)
+        super().emit_parts(programs, interface, files, metadata)
+
+    def _calibrate(self, programs: Sequence[Program], interface: Interface | SegmenterInterface, place: Path) -> None:
+        """Calibrate and quantise, and say so in ``calibration.json``."""
+        chosen = calibration_set(self.calibration)
+        for reason in chosen.left_out:
+            log.warning("left out of the calibration: %s", reason)
+        rows = [encoder_inputs(interface, picture) for picture in chosen.pictures.values()]
+        layers = self._quantise_parts(programs, rows)
+        content = {"schema": 1, **chosen.to_json(), "samples": {programs[0].name: len(rows)}, "quantised": layers}
+        (place / CALIBRATION).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+    def _quantise_parts(self, programs: Sequence[Program], rows: Sequence[Arrays]) -> dict[str, list[str]]:
+        """8 bit for the first part: prompts are few numbers, and neither coordinates nor the masks made of them fit."""
+        from edgesam_deploy.targets.onnx_int8 import quantise
+
+        return {programs[0].name: quantise(programs[0], rows)}
 
     def emit(
         self, program: Program, interface: Interface | SegmenterInterface, path: Path, metadata: Mapping[str, str]

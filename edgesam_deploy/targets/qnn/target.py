@@ -74,7 +74,6 @@ class QnnTarget(OnnxTarget):
         if self.io in ("edgesam", "edgesam-dyt", "sam"):
             raise UsageError(f"--io {self.io} has dynamic shapes; use contract or edgesam-npu for {self.name}")
         self.chip()
-        self._check_calibration()
 
     def _check_precision(self) -> None:
         if self.precision not in PRECISIONS:

@@ -6,15 +6,13 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx import helper
 
 from edgesam_deploy.passes.onnx.graph import add_initializer, add_node, constant, is_standard
 from edgesam_deploy.passes.program import Program
 from edgesam_deploy.precision.bias_correction import bias_corrected
-from edgesam_deploy.toolkits import require
+from edgesam_deploy.precision.extremes import extremes
 
 Arrays = Mapping[str, NDArray[Any]]
 AXIS = {"Conv": 0, "ConvTranspose": 1, "MatMul": 1, "Gemm": 0}  # of the weight's output channels; Gemm with transB
@@ -37,7 +35,8 @@ def quantise(program: Program, rows: Sequence[Arrays]) -> list[str]:
     graph = program.onnx.graph
     layers = [node for node in graph if node.name in chosen]
     sites = [(node, 0) for node in layers] + _residuals(graph, layers)
-    largest = _largest(proto, rows, {str(_read(node, index).name) for node, index in sites})
+    found = extremes(proto, rows, {str(_read(node, index).name) for node, index in sites})
+    largest = {name: max(-low, high) for name, (low, high) in found.items()}
     pairs: dict[ir.Value, ir.Value] = {}
     for node, index in sites:
         value = _read(node, index)
@@ -87,24 +86,6 @@ def _layer_behind(value: ir.Value | None) -> ir.Node | None:
         product = [v.producer() for v in node.inputs if v is not None and constant(v) is None]
         return product[0] if len(product) == 1 else node
     return node
-
-
-def _largest(model: onnx.ModelProto, rows: Sequence[Arrays], names: Collection[str]) -> dict[str, float]:
-    """The largest magnitude of each named value over the rows, reduced inside the graph: whole maps take gigabytes."""
-    ort = require("onnxruntime", "calibrating")
-    probe = onnx.ModelProto()
-    probe.CopyFrom(model)
-    del probe.graph.output[:]
-    ordered = sorted(names)
-    for index, name in enumerate(ordered):
-        probe.graph.node.append(helper.make_node("Abs", [name], [f"probe.{index}.abs"]))
-        probe.graph.node.append(helper.make_node("ReduceMax", [f"probe.{index}.abs"], [f"probe.{index}"], keepdims=0))
-        probe.graph.output.append(helper.make_tensor_value_info(f"probe.{index}", onnx.TensorProto.FLOAT, []))
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    session = ort.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    found = np.max([session.run(None, dict(row)) for row in rows], 0)
-    return dict(zip(ordered, map(float, found), strict=True))
 
 
 def _pair(before: ir.Node, value: ir.Value, scale: NDArray[Any] | np.float32, axis: int | None) -> ir.Value:

@@ -12,9 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from edgesam_deploy.contract import Interface, SegmenterInterface
 from edgesam_deploy.errors import EdgeSamDeployError, MissingToolkit, UnsupportedOperators, UsageError
-from edgesam_deploy.precision.calibration import encoder_inputs
-from edgesam_deploy.precision.calibration_rows import SHIPPED, calibration_set
-from edgesam_deploy.targets.base import Runner, option
+from edgesam_deploy.targets.base import Arrays, Runner, option
 from edgesam_deploy.targets.onnx import IR_VERSIONS, OnnxTarget
 from edgesam_deploy.targets.tensorrt import build_engine
 from edgesam_deploy.targets.tensorrt.recipe import parse_range, readme_section, write_recipe
@@ -48,7 +46,6 @@ class TensorrtTarget(OnnxTarget):
         "fp32, fp16, bf16 (norms, softmax, sums and positions keep fp32); int8: the encoder's layers, else fp16.",
     )
     opset: int = option(0, "ONNX operator set, 18 to 23; 0: 20, or 22 for bf16, which Conv has from there on.")
-    calibration: str | None = option(None, "Folder of pictures for calibrated precisions. Default: shipped ones.")
     trt: int = option(10, "TensorRT major, 10 or 11: whose operator table, whose trtexec line.")
     engine: bool = option(False, "Build the engines here as well; needs tensorrt and a GPU.")
     attention: Literal["fp32", "fused"] = option(
@@ -66,7 +63,6 @@ class TensorrtTarget(OnnxTarget):
         if self.io == "sam":
             raise UsageError("--io sam: orig_im_size becomes a shape, which breaks optimisation profiles; use contract")
         self._ranges()
-        self._check_calibration()
 
     def _check_opset(self) -> None:
         least = LEAST_OPSET.get(self.precision, 18)
@@ -79,19 +75,6 @@ class TensorrtTarget(OnnxTarget):
     def _check_precision(self) -> None:
         if self.precision not in PRECISIONS:
             raise UsageError(f"--precision {self.precision}: must be {', '.join(PRECISIONS)}")
-
-    def _check_calibration(self) -> None:
-        if self.precision != "int8":
-            if self.calibration is not None:
-                raise UsageError(f"--calibration: --precision {self.precision} takes none; leave it out")
-            return
-        calibration_set(self.calibration)
-
-    def options(self) -> dict[str, Any]:
-        chosen = super().options()
-        if self.precision == "int8" and self.calibration is None:
-            chosen["calibration"] = SHIPPED
-        return chosen
 
     def _ranges(self) -> dict[str, tuple[int, int, int]]:
         return {
@@ -164,8 +147,6 @@ class TensorrtTarget(OnnxTarget):
         """
         from edgesam_deploy.targets.tensorrt.hazards import hazards
 
-        if self.precision == "int8":
-            self._quantise(programs, interface, next(iter(files.values())).parent)
         super().emit_parts(programs, interface, files, metadata)
         for part, path in files.items():
             found = hazards(path)
@@ -182,20 +163,15 @@ class TensorrtTarget(OnnxTarget):
         rest = "fp16" if self.precision == "int8" else self.precision
         return {part: self.precision if index == 0 else rest for index, part in enumerate(parts)}
 
-    def _quantise(self, programs: Sequence[Program], interface: Interface | SegmenterInterface, place: Path) -> None:
-        """8 bit for the first part's layers, half for the rest of it and for the others; ``calibration.json``."""
+    def _quantise_parts(self, programs: Sequence[Program], rows: Sequence[Arrays]) -> dict[str, list[str]]:
+        """8 bit for the first part's layers, half for the rest of it and for the others."""
         from edgesam_deploy.passes.onnx import cast_to_half
         from edgesam_deploy.targets.tensorrt.quantize import quantise
 
-        chosen = calibration_set(self.calibration)
-        for reason in chosen.left_out:
-            log.warning("left out of the calibration: %s", reason)
-        rows = [encoder_inputs(interface, picture) for picture in chosen.pictures.values()]
         layers = {programs[0].name: quantise(programs[0], rows)}
         for program in programs:
             cast_to_half("fp16", fused_attention=self.attention == "fused")(program)
-        content = {"schema": 1, **chosen.to_json(), "samples": {programs[0].name: len(rows)}, "quantised": layers}
-        (place / CALIBRATION).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+        return layers
 
     def _build_engines(self, place: Path) -> None:
         try:
