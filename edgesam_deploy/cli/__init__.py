@@ -20,6 +20,7 @@ from edgesam_deploy.cli import (
     optimize,
     predict,
     ranges,
+    report,
     train,
 )
 from edgesam_deploy.errors import EdgeSamDeployError
@@ -33,7 +34,7 @@ app = typer.Typer(
     help="Deploy EdgeSAM-family models: trace, rewrite with proven passes, emit for edge runtimes, check against "
     "PyTorch."
     "\n\nYou have a checkpoint (.pth): build, then run. You have an .onnx: ops tells what runs where, optimize "
-    "rewrites it. You have a bundle: check, verify, bench, run, everything.",
+    "rewrites it. You have a bundle: check, verify, bench, report, run, everything.",
     epilog=EPILOG,
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -47,6 +48,7 @@ ranges.register(app)
 predict.register(app)
 operators.register(app)
 measure.register(app)
+report.register(app)
 data.register(app)
 train.register(app)
 evaluate.register(app)
