@@ -14,6 +14,7 @@ from edgesam_deploy.cli import (
     build,
     data,
     evaluate,
+    explain,
     inspect,
     measure,
     operators,
@@ -32,8 +33,8 @@ app = typer.Typer(
     name="edgesam-deploy",
     help="Deploy EdgeSAM-family models: trace, rewrite with proven passes, emit for edge runtimes, check against "
     "PyTorch."
-    "\n\nYou have a checkpoint (.pth): build, then run. You have an .onnx: ops tells what runs where, optimize "
-    "rewrites it. You have a bundle: check, verify, bench, run, everything.",
+    "\n\nYou have a checkpoint (.pth): build, then run. You have an .onnx: explain-file tells whose it is, ops what "
+    "runs where, optimize rewrites it. You have a bundle: check, verify, bench, run, everything.",
     epilog=EPILOG,
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -46,6 +47,7 @@ bisect.register(app)
 ranges.register(app)
 predict.register(app)
 operators.register(app)
+explain.register(app)
 measure.register(app)
 data.register(app)
 train.register(app)
