@@ -34,6 +34,9 @@ ALLOWED = {
     "parity": {"bundle", "contract", "model", "runtime", "targets"},
     "overlay": {"model"},
     "model_card": set(),
+    "demo": {"model", "overlay"},
+    "detectors": set(),
+    "many": {"model"},
     "explain": set(),
     "notices": {"bundle"},
     "report": {"bundle", "targets"},
@@ -102,6 +105,7 @@ def test_targets_do_not_read_what_reads_targets():
 LIGHT = [
     "edgesam_deploy.cli", "edgesam_deploy.cost", "edgesam_deploy.runtime", "edgesam_deploy.model.mask_generator",
     "edgesam_deploy.model.semantic", "edgesam_deploy.ops", "edgesam_deploy.explain",
+    "edgesam_deploy.demo.session", "edgesam_deploy.many", "edgesam_deploy.detectors",
 ]  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from edgesam_deploy.cli import (
     bisect,
     build,
     data,
+    demo,
     evaluate,
     explain,
     inspect,
@@ -23,7 +24,8 @@ from edgesam_deploy.cli import (
     ranges,
     train,
 )
-from edgesam_deploy.errors import EdgeSamDeployError
+from edgesam_deploy.errors import EdgeSamDeployError, MissingToolkit
+from edgesam_deploy.toolkits import EXTRAS
 
 EPILOG = (
     "Exit codes: 0 done, 1 error, 2 usage, 3 a toolkit or device is missing, 4 parity failed, "
@@ -34,7 +36,7 @@ app = typer.Typer(
     help="Deploy EdgeSAM-family models: trace, rewrite with proven passes, emit for edge runtimes, check against "
     "PyTorch."
     "\n\nYou have a checkpoint (.pth): build, then run. You have an .onnx: explain-file tells whose it is, ops what "
-    "runs where, optimize rewrites it. You have a bundle: check, verify, bench, run, everything.",
+    "runs where, optimize rewrites it. You have a bundle: check, verify, bench, run, everything, demo.",
     epilog=EPILOG,
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -48,6 +50,7 @@ ranges.register(app)
 predict.register(app)
 operators.register(app)
 explain.register(app)
+demo.register(app)
 measure.register(app)
 data.register(app)
 train.register(app)
@@ -82,6 +85,12 @@ def main() -> None:
     except EdgeSamDeployError as e:
         print(f"error: {e}", file=sys.stderr)
         sys.exit(e.exit_code)
+    except ModuleNotFoundError as e:
+        extra = EXTRAS.get((e.name or "").split(".")[0])
+        if extra is None:
+            raise
+        print(f"error: this needs {e.name}: pip install 'edgesam-deploy[{extra}]'", file=sys.stderr)
+        sys.exit(MissingToolkit.exit_code)
     except OSError as e:
         if not isinstance(e, BrokenPipeError):  # the reader of a pipe went away: nobody to tell
             where = f"{e.filename}: " if e.filename else ""

@@ -71,7 +71,7 @@ def passes(
     """List a target's pipeline with each pass's reason, or explain one pass of the library."""
     pipeline = _pipeline(target)
     if name is not None:
-        known = _library() | {p.name: p for p in pipeline}
+        known = library() | {p.name: p for p in pipeline}
         if name not in known:
             raise UnknownName("pass", name, known)
         _explain(known[name], json=json)
@@ -94,7 +94,7 @@ def _pipeline(target: str) -> tuple[Pass, ...]:
     return make_target(target).pipeline(model_config("edge_sam"))
 
 
-def _library() -> dict[str, Pass | JointPass]:
+def library() -> dict[str, Pass | JointPass]:
     """Every pass that is one without being told sizes or versions, in a pipeline or not; aten's where both have one."""
     from edgesam_deploy.passes import aten, onnx
     from edgesam_deploy.passes.engine import Pass

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import typer
-from command_line import COFFEE, DONE, edgesam_deploy, subprocess_of
+from command_line import COFFEE, DONE, MISSING, edgesam_deploy, subprocess_of
 
 import edgesam_deploy as package
 from edgesam_deploy import doctor
@@ -27,7 +27,7 @@ FLAGS = Path(__file__).parents[1] / "data" / "cli_flags.json"
 COMMANDS = [
     "models", "targets", "passes", "doctor", "fetch", "build", "check", "ops", "bench", "run", "everything", "verify",
     "optimize", "bisect", "ranges", "data synthesize", "data check", "embed", "train", "eval",
-    "explain-file",
+    "explain-file", "demo",
 ]  # fmt: skip
 
 
@@ -119,6 +119,18 @@ def test_a_bundle_is_used_without_pytorch(bundles, tmp_path):
     code = "import sys; sys.modules['torch'] = None\n" + LOADED.format(calls=calls, heavy={"onnxscript"})
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", [["build", "edge_sam"], ["check", "bundle"], ["ops", "edge_sam"]])
+def test_what_needs_pytorch_says_so_without_it(command, bundles, tmp_path):
+    command = [str(bundles().path) if word == "bundle" else word for word in command]
+    code = "import sys; sys.modules['torch'] = None; from edgesam_deploy.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert done.returncode == MISSING
+    assert "pip install 'edgesam-deploy[torch]'" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 # --- lists -----------------------------------------------------------------------------------------------------------
