@@ -153,6 +153,7 @@ def test_drafts_of_killed_builds_are_swept_and_of_running_ones_not(tmp_path):
     assert alive.exists()
 
 
+@pytest.mark.slow
 def test_two_builds_are_byte_identical(tmp_path):
     """In two processes with other hash seeds, thread counts and folders."""
     script = (
