@@ -64,7 +64,7 @@ class Page:
             names = " and ".join(entry.label for entry in self.shown)
             gr.Markdown(f"## {names}\n{self.remark}")
             with gr.Row():
-                upload = gr.File(label="A picture", file_types=["image"], type="filepath", height=120, elem_id="upload")
+                upload = gr.UploadButton("Upload a picture", file_types=["image"], type="filepath", elem_id="upload")
                 sample = gr.Dropdown(
                     sorted(p.stem for p in SAMPLES.glob("*.jpg")), label="or a sample", value=None, elem_id="sample"
                 )
