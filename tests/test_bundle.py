@@ -24,7 +24,8 @@ def copy(bundles, tmp_path):
 def test_a_fresh_bundle_verifies(bundles):
     found = verify(bundles().path)
     integration = {f"integration/{name}" for name in ("README.md", "edgesam_deploy.hpp", "main.cpp")}
-    assert {"encoder.onnx", "decoder.onnx", "ops.json", "README.md", *integration} == set(found.manifest["files"])
+    papers = {"ops.json", "README.md", "WEIGHTS_LICENSE.md", "sbom.cdx.json"}
+    assert {"encoder.onnx", "decoder.onnx", *papers, *integration} == set(found.manifest["files"])
     assert found.manifest["weights"] == {
         "source": "seeded", "seed": 0, "checkpoint": None, "sha256": None, "notes": [],
     }  # fmt: skip

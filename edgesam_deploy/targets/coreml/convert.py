@@ -53,6 +53,7 @@ def _teach_gelu(mil: Any) -> None:
     """Give coremltools' frontend a translation of GELU that reads ``approximate``: torch.export writes it as a keyword,
     which its own overlooks, so that the tanh form became the exact one (2e-4 after the first GELU of EdgeSAM-DyT).
     """
+
     def gelu(context: Any, node: Any) -> None:
         (kind,) = (node.kwinputs or {}).get("approximate", ("none",))
         mode = {"none": "EXACT", "tanh": "TANH_APPROXIMATION"}[kind]
