@@ -34,14 +34,14 @@ ALLOWED = {
     "parity": {"bundle", "contract", "model", "runtime", "targets"},
     "overlay": {"model"},
     "model_card": set(),
+    "report": {"bench", "bundle", "model", "ops", "parity", "runtime", "targets"},
     "demo": {"model", "overlay"},
     "detectors": set(),
     "many": {"model"},
     "explain": set(),
     "notices": {"bundle"},
-    "report": {"bundle", "targets"},
     "doctor": {"model", "targets"},
-    "bench": {"bundle", "parity", "runtime", "model"},
+    "bench": {"bundle", "contract", "devices", "model", "parity", "runtime", "targets"},
     "builder": {
         "bundle",
         "capture",
@@ -104,8 +104,9 @@ def test_targets_do_not_read_what_reads_targets():
 
 LIGHT = [
     "edgesam_deploy.cli", "edgesam_deploy.cost", "edgesam_deploy.runtime", "edgesam_deploy.model.mask_generator",
-    "edgesam_deploy.model.semantic", "edgesam_deploy.ops", "edgesam_deploy.explain",
-    "edgesam_deploy.demo.session", "edgesam_deploy.many", "edgesam_deploy.detectors",
+    "edgesam_deploy.model.semantic", "edgesam_deploy.ops", "edgesam_deploy.bench.remote",
+    "edgesam_deploy.bench.formats",
+    "edgesam_deploy.explain", "edgesam_deploy.demo.session", "edgesam_deploy.many", "edgesam_deploy.detectors",
 ]  # fmt: skip
 
 

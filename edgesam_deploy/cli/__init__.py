@@ -22,6 +22,7 @@ from edgesam_deploy.cli import (
     optimize,
     predict,
     ranges,
+    report,
     train,
 )
 from edgesam_deploy.errors import EdgeSamDeployError, MissingToolkit
@@ -36,7 +37,8 @@ app = typer.Typer(
     help="Deploy EdgeSAM-family models: trace, rewrite with proven passes, emit for edge runtimes, check against "
     "PyTorch."
     "\n\nYou have a checkpoint (.pth): build, then run. You have an .onnx: explain-file tells whose it is, ops what "
-    "runs where, optimize rewrites it. You have a bundle: check, verify, bench, run, everything, demo.",
+    "runs where, optimize rewrites it. You have a bundle: check, verify, bench, report, run, "
+    "everything, demo.",
     epilog=EPILOG,
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -52,6 +54,7 @@ operators.register(app)
 explain.register(app)
 demo.register(app)
 measure.register(app)
+report.register(app)
 data.register(app)
 train.register(app)
 evaluate.register(app)

@@ -58,6 +58,7 @@ __all__ = [
     "mask_iou",
     "measure",
     "measure_on",
+    "model_of",
     "official_choice",
     "seeded_scene",
     "shipped_pictures",
@@ -211,6 +212,7 @@ def check(
 
 
 def model_of(manifest: Mapping[str, Any], checkpoint: str | Path | None) -> Sam | Cwsam:
+    """The model that a bundle was built from. Raises UsageError without its checkpoint, CheckpointError for another."""
     from edgesam_deploy.errors import CheckpointError, UsageError
     from edgesam_deploy.model.registry import load
 

@@ -25,8 +25,8 @@ from edgesam_deploy.model.fetch import SOURCES
 
 FLAGS = Path(__file__).parents[1] / "data" / "cli_flags.json"
 COMMANDS = [
-    "models", "targets", "passes", "doctor", "fetch", "build", "check", "ops", "bench", "run", "everything", "verify",
-    "optimize", "bisect", "ranges", "data synthesize", "data check", "embed", "train", "eval",
+    "models", "targets", "passes", "doctor", "fetch", "build", "check", "ops", "bench", "report", "run", "everything",
+    "verify", "optimize", "bisect", "ranges", "data synthesize", "data check", "embed", "train", "eval",
     "explain-file", "demo",
 ]  # fmt: skip
 
@@ -287,7 +287,7 @@ def test_no_color_is_honoured(bundles):
 def test_a_bar_on_a_terminal(bundles):
     shown = on_a_terminal("bench", bundles().path, "--runs", "1", "--warmup", "0")
     assert "end to end" in shown
-    assert re.search(r"\d/6", shown)  # which of how many steps
+    assert re.search(r"\d/13", shown)  # which of how many steps
 
 
 def test_results_and_progress_take_different_ways(bundles):
