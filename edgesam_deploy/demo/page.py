@@ -89,7 +89,7 @@ class Page:
             everything.click(self._then(lambda s, n: s.everything(int(n))), [state, side], out)
             chosen.input(self._then(lambda s, name: s.choose(MASKS.index(name))), [state, chosen], out)
             for picture in pictures:
-                picture.select(self._clicked(), [state, mode], out, show_progress="hidden")
+                picture.select(self._clicked(), [state, mode], out, show_progress="hidden", queue=False)
             save_png.click(self._saved("mask.png", lambda s: s.as_png()), [state], file)
             save_rle.click(self._saved("mask.json", lambda s: s.as_rle().encode()), [state], file)
         return app
