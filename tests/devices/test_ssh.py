@@ -103,6 +103,7 @@ def test_several_bundles_take_turns_there(server, bundles):
     json.dumps(finite(result))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["edge_sam_dyt_hq", "cwsam", "vit_b"])
 def test_the_rest_of_the_family(server, family, name):
     _, bundle = family(name)
