@@ -12,6 +12,7 @@ import typer
 from edgesam_deploy.cli import (
     bisect,
     build,
+    convert,
     data,
     evaluate,
     inspect,
@@ -50,6 +51,7 @@ measure.register(app)
 data.register(app)
 train.register(app)
 evaluate.register(app)
+convert.register(app)
 inspect.register(app)
 
 

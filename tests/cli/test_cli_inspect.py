@@ -26,6 +26,7 @@ FLAGS = Path(__file__).parents[1] / "data" / "cli_flags.json"
 COMMANDS = [
     "models", "targets", "passes", "doctor", "fetch", "build", "check", "ops", "bench", "run", "everything", "verify",
     "optimize", "bisect", "ranges", "data synthesize", "data check", "embed", "train", "eval",
+    "convert",
 ]  # fmt: skip
 
 
