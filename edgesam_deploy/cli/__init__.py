@@ -12,6 +12,7 @@ import typer
 from edgesam_deploy.cli import (
     bisect,
     build,
+    convert,
     data,
     demo,
     evaluate,
@@ -58,6 +59,7 @@ report.register(app)
 data.register(app)
 train.register(app)
 evaluate.register(app)
+convert.register(app)
 inspect.register(app)
 
 

@@ -36,6 +36,10 @@ def train(
     changes: Annotated[
         list[str] | None, typer.Option("--set", help="section.key=value, for every stage. Repeat.")
     ] = None,
+    continued: Annotated[
+        Path | None,
+        typer.Option("--import", help="Begin where a run of the reference stopped: its ckpt_epoch_N.pth."),
+    ] = None,
     device: Device = "auto",
     listed: Annotated[bool, typer.Option("--list", help="Show the built-in recipes.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the recipe as it would be run, and stop.")] = False,
@@ -60,7 +64,7 @@ def train(
     with ranks(device) as here:
         speak: Callable[[str], None] = note if here.first else lambda text: None
         with _Shown(here.first) as report:
-            outcomes = train_stages(stages, folder, here, say=speak, report=report)
+            outcomes = train_stages(stages, folder, here, say=speak, report=report, continued=continued)
     if not here.first:
         return
     _print_outcomes(stages, outcomes, json)

@@ -25,13 +25,21 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
+from edgesam_deploy.distill.boards import Boards
+from edgesam_deploy.distill.checkpointing import checkpoint_activations
+from edgesam_deploy.distill.convert import deployable, without_lora
 from edgesam_deploy.distill.data.items import Batch, Items, collate
+from edgesam_deploy.distill.fake_quantization import quantize_convolutions
 from edgesam_deploy.distill.objectives import Objective
+from edgesam_deploy.distill.objectives_semantic import SemanticObjective
 from edgesam_deploy.distill.parallel import Ranks, across_ranks
-from edgesam_deploy.distill.recipe import Optimizer, Recipe
+from edgesam_deploy.distill.parameters import adapters_only, freeze, freeze_statistics, make_optimizer
+from edgesam_deploy.distill.recipe import Recipe
 from edgesam_deploy.distill.schedule import Schedule, batch_factor
 from edgesam_deploy.distill.state import Log, check_same_recipe, newest_checkpoint, save_checkpoint, save_model
 from edgesam_deploy.errors import TrainingError
+from edgesam_deploy.model.cwsam.model import Cwsam
+from edgesam_deploy.model.sam import Sam
 
 PATIENCE = 20  # updates in a row whose gradients are not finite, after which a run has diverged
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -69,7 +77,7 @@ class Trainer:
 
     def __init__(
         self,
-        objective: Objective,
+        objective: Objective | SemanticObjective,
         items: Items,
         out: Path,
         ranks: Ranks,
@@ -77,8 +85,12 @@ class Trainer:
     ) -> None:
         recipe = objective.recipe
         self.recipe, self.items, self.out, self.ranks, self.say = recipe, items, out, ranks, say
-        self.student = objective.student
-        freeze(self.student, recipe.train.freeze)
+        self.student: Sam | Cwsam = objective.student
+        freeze(self.student, recipe.train.freeze, recipe.train.unfreeze)
+        if recipe.model.lora:
+            adapters_only(self.student.mask_decoder)
+        if recipe.train.quantize_encoder:
+            quantize_convolutions(self.student.image_encoder)
         if recipe.train.activation_checkpointing:
             checkpoint_activations(self.student.image_encoder)
         if ranks.world > 1 and recipe.train.sync_batch_norm:
@@ -110,7 +122,7 @@ class Trainer:
         """
         self._resume()
         log = Log(self.out, self.progress.update) if self.ranks.first else None
-        board = _tensorboard(self.out, self.progress.update) if self.ranks.first else None
+        board = self._boards() if self.ranks.first else None
         last = min(self.progress.total, until or self.progress.total)
         try:
             with self._stopping_on_sigterm():
@@ -120,11 +132,11 @@ class Trainer:
             if board is not None:
                 board.close()
         if self.progress.update < self.progress.total:
-            self._save()
+            self.save()
             return Outcome("stopped", self.progress, None)
         return Outcome("done", self.progress, self._finish())
 
-    def _epoch(self, last: int, log: Log | None, board: Any, report: Callable[[Progress], None]) -> None:
+    def _epoch(self, last: int, log: Log | None, board: Boards | None, report: Callable[[Progress], None]) -> None:
         train, now = self.recipe.train, self.progress
         epoch = now.update // self.updates_per_epoch
         now.epoch = epoch
@@ -150,15 +162,17 @@ class Trainer:
                 started, pictures = time.perf_counter(), 0
                 self._write(log, board)
                 report(now)
+            if train.check_ranges_every and now.update % train.check_ranges_every == 0 and self.ranks.first:
+                self._check_ranges(board)
             if self.ranks.most(float(self._stop.is_set())):
                 self._stop.set()
                 return
             if now.update >= last:
                 return
             if train.save_every_updates and now.update % train.save_every_updates == 0 and not ends:
-                self._save()
+                self.save()
         if (epoch + 1) % train.save_every == 0 and now.update < now.total:
-            self._save()
+            self.save()
 
     def _update(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
         """One optimiser step; the mean of each loss over the batches, on all ranks."""
@@ -187,12 +201,12 @@ class Trainer:
             totals = dict(zip(totals, summed, strict=True))
         return totals
 
-    def _share(self, count: int) -> float:
+    def _share(self, count: float) -> float:
         """What a rank's mean counts for among the ranks' means: the mean over all prompts is then that of one rank."""
         if self.ranks.world == 1:
             return 1.0
         total = self.ranks.sums(torch.tensor(float(count), device=self.ranks.device))
-        return count * self.ranks.world / float(total)
+        return count * self.ranks.world / (float(total) or 1.0)  # 0 where no pixel of any rank has a label
 
     def _step(self) -> None:
         self.scaler.unscale_(self.optimizer)
@@ -270,7 +284,8 @@ class Trainer:
         self._broken = state["broken"] if self.ranks.first else 0
         self.say(f"resumed at update {self.progress.update} of {self.progress.total}")
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        """Leave a checkpoint of this moment; the first rank writes, all wait."""
         if self.ranks.first:
             state = {
                 "update": self.progress.update,
@@ -288,26 +303,42 @@ class Trainer:
         self.ranks.wait()
 
     def _finish(self) -> Path | None:
-        self._save()
+        self.save()
         if not self.ranks.first:
             return None
         trained = self.student if self.average is None else self.average.module
         about = f"{self.student.name}, trained by the recipe {self.recipe.name}"
-        return save_model(self.out, trained.state_dict(), about, self.recipe.model.config)
+        return save_model(self.out, deployable(trained.state_dict()), about, without_lora(self.recipe.model.config))
 
     def _recipe_json(self) -> dict[str, Any]:
         """The recipe as plain data, with what else decides the numbers."""
         return {**self.recipe.model_dump(mode="json"), "world": self.ranks.world, "pictures": len(self.items)}
 
-    def _write(self, log: Log | None, board: Any) -> None:
+    def _write(self, log: Log | None, board: Boards | None) -> None:
         now = asdict(self.progress)
         if log is not None:
             log.write(now)
         if board is not None:
             scalars = {f"loss/{k}": v for k, v in self.progress.terms.items()}
             scalars |= {name: now[name] for name in ("loss", "rate", "grad_norm", "images_per_s")}
-            for name, value in scalars.items():
-                board.add_scalar(name, value, self.progress.update)
+            board.add(scalars, self.progress.update)
+
+    def _boards(self) -> Boards:
+        train, recipe = self.recipe.train, self._recipe_json()
+        return Boards(self.out, self.progress.update, name=self.recipe.name, recipe=recipe, wandb=train.wandb)
+
+    def _check_ranges(self, board: Boards | None) -> None:
+        """Say what fp16 would break of the model as it is now; on the first rank, and nothing of the run changes."""
+        from edgesam_deploy.distill.range_check import fp16_candidates
+
+        now = self.progress.update
+        found = fp16_candidates(self.student, self.recipe, self.items)
+        if board is not None:
+            board.add({f"fp16/{kind}": float(len(rows)) for kind, rows in found.items()}, now)
+        worst = [f"{kind} {rows[0].tensor.title}: {rows[0].why}" for kind, rows in found.items() if rows]
+        counted = ", ".join(f"{len(rows)} {kind}" for kind, rows in found.items() if rows)
+        text = f"{counted}; the worst: {'; '.join(worst)}" if worst else "fits"
+        self.say(f"update {now}: fp16: {text}")
 
     @contextmanager
     def _stopping_on_sigterm(self) -> Iterator[None]:
@@ -359,86 +390,3 @@ def make_schedule(recipe: Recipe, updates_per_epoch: int, world: int) -> Schedul
         max(1, int(rates.decay_epochs * updates_per_epoch)),
         rates.decay_rate,
     )
-
-
-def make_optimizer(model: nn.Module, options: Optimizer) -> torch.optim.Optimizer:
-    """AdamW or SGD over what is trained: vectors and biases without weight decay, everything else with it."""
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            (plain if parameter.ndim <= 1 or name.endswith(".bias") else decayed).append(parameter)
-    groups: list[dict[str, Any]] = [
-        {"params": decayed, "weight_decay": options.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
-    ]
-    if options.name == "sgd":
-        return torch.optim.SGD(groups, lr=0.0, momentum=options.momentum, nesterov=options.momentum > 0)
-    return torch.optim.AdamW(groups, lr=0.0, eps=options.eps, betas=options.betas)
-
-
-def freeze(model: nn.Module, prefixes: Sequence[str]) -> None:
-    """Leave the parameters whose names begin with one of ``prefixes`` as they are. Raises TrainingError for a prefix
-    that is none's, and where nothing is left to train.
-    """
-    names = [name for name, _ in model.named_parameters()]
-    for prefix in prefixes:
-        parts = ("image_encoder", "prompt_encoder", "mask_decoder")
-        if prefix not in parts and not any(name.startswith(prefix) for name in names):
-            raise TrainingError(f"train.freeze {prefix!r}: no parameter's name begins with it, e.g. {names[0]}")
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(not name.startswith(tuple(prefixes)))
-    if not any(p.requires_grad for p in model.parameters()):
-        raise TrainingError(f"train.freeze {list(prefixes)}: nothing is left to train")
-
-
-def freeze_statistics(model: nn.Module) -> None:
-    """Batch norms use their running statistics and leave them as they are (EVAL_BN_WHEN_TRAINING)."""
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.eval()
-
-
-# --- activation checkpointing ----------------------------------------------------------------------------------------
-
-
-def checkpoint_activations(encoder: nn.Module) -> None:
-    """Compute the blocks of an image encoder again in the backward pass instead of keeping what is inside them."""
-    for blocks in (getattr(encoder, name, None) for name in ("features", "blocks", "layers")):
-        for block in blocks if isinstance(blocks, nn.ModuleList) else ():
-            block.forward = _Checkpointed(block)
-
-
-class _Checkpointed:
-    """A block's forward that is computed twice; its batch norms count the batch once."""
-
-    def __init__(self, block: nn.Module) -> None:
-        self.block, self.inner = block, block.forward
-
-    def __call__(self, x: Tensor) -> Tensor:
-        if not torch.is_grad_enabled():
-            return self.inner(x)  # type: ignore[no-any-return]
-        from torch.utils.checkpoint import checkpoint
-
-        found: Tensor = checkpoint(
-            self.inner, x, use_reentrant=False, context_fn=lambda: (nullcontext(), self._statistics_kept())
-        )
-        return found
-
-    @contextmanager
-    def _statistics_kept(self) -> Iterator[None]:
-        kept = [(buffer, buffer.clone()) for buffer in self.block.buffers()]
-        try:
-            yield
-        finally:
-            for buffer, value in kept:
-                buffer.data.copy_(value)  # autograd keeps a reference to it, and reads nothing of it
-
-
-def _tensorboard(out: Path, update: int) -> Any:
-    """A TensorBoard writer, or None where that is not installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(out / "tensorboard"), purge_step=update + 1)

@@ -30,12 +30,12 @@ Embed = Callable[[Batch], Tensor]  # a teacher's image embeddings (B, C, h, w) o
 
 @dataclass(frozen=True)
 class Losses:
-    """``terms`` are weighted and add up to what is minimised; ``count`` is over how many pictures or prompts they are
-    means, by which ranks weigh each other.
+    """``terms`` are weighted and add up to what is minimised; ``count`` is over how many pictures, prompts or
+    pixels they are means, by which ranks weigh each other.
     """
 
     terms: dict[str, Tensor]
-    count: int
+    count: float
 
     @property
     def total(self) -> Tensor:
@@ -56,7 +56,7 @@ class Objective(nn.Module):
     def compute(self, batch: Batch, update: int) -> Losses:
         """The losses of a batch; ``update`` chooses the random numbers."""
 
-    def forward(self, batch: Batch, update: int) -> tuple[dict[str, Tensor], int]:
+    def forward(self, batch: Batch, update: int) -> tuple[dict[str, Tensor], float]:
         """As ``compute``, in containers that data parallelism looks into for outputs."""
         found = self.compute(batch, update)
         return found.terms, found.count
@@ -77,6 +77,28 @@ class Objective(nn.Module):
             found["channel"] = self.weights.channel * loss
         if self.weights.correlation:
             found["correlation"] = self.weights.correlation * formulas.correlation_loss(student, teacher)
+        return found
+
+    def mask_terms(self, logits: Tensor, target: Tensor, valid: Tensor, batch: Batch, update: int) -> dict[str, Tensor]:
+        """The losses on masks that have a weight; with ``point_rend`` at its points, and then ``target`` may be finer
+        than ``logits``.
+        """
+        weights, found = self.weights, dict[str, Tensor]()
+        if weights.point_rend and (weights.bce or weights.focal or weights.dice):
+            numbers = (formulas.OVERSAMPLE + 1) * formulas.POINTS
+            noise = uniform_rows("point rend", self.recipe.train.seed, update, batch.indices, batch.counts, numbers, 2)
+            with torch.no_grad():
+                points = formulas.uncertain_points(logits, valid, noise.to(logits.device))
+                valid = (formulas.at_points(valid[:, None], points) > 0.5).to(logits.dtype)
+                target = formulas.at_points(target, points)[:, :, None]
+            logits = formulas.at_points(logits, points)[:, :, None]
+        if weights.bce:
+            fault = "bce_on_probabilities" in self.faults
+            found["bce"] = weights.bce * formulas.bce_loss(logits, target, valid, on_probabilities=fault)
+        if weights.focal:
+            found["focal"] = weights.focal * formulas.focal_loss(logits, target, valid)
+        if weights.dice:
+            found["dice"] = weights.dice * formulas.dice_loss(logits, target, valid)
         return found
 
 
@@ -160,40 +182,19 @@ class PromptObjective(Objective):
             target = (batch.masks_at(ours.masks.shape[-1]) > 0.5).to(ours.masks.dtype)[:, None]
             true_iou = formulas.mask_iou(ours.masks.detach(), target.expand_as(ours.masks), valid)
             fitting = best_mask(ours.masks, true_iou)[:, None]
-            terms = self._mask_terms(fitting, target, valid, batch, update)
+            terms = self.mask_terms(fitting, target, valid, batch, update)
             terms |= self._iou_term(ours.iou, true_iou)
             return terms, (fitting[:, 0].detach() > 0, target[:, 0] > 0)
         with torch.no_grad():
             theirs = self._decode(teacher, taught, prompts, batch, multimask)
         options = self.weights
         target = formulas.mask_target(theirs.masks, temperature=options.temperature, soft=options.soft_targets)
-        terms = self._mask_terms(ours.masks / options.temperature, target, valid, batch, update)
+        terms = self.mask_terms(ours.masks / options.temperature, target, valid, batch, update)
         terms |= self._iou_term(ours.iou, theirs.iou) | self._inner_terms(ours.taps, theirs.taps, multimask)
         chosen = (best_mask(masks, theirs.iou).detach() > 0 for masks in (ours.masks, theirs.masks))
         on_picture = valid > 0
         mine, right = (mask & on_picture for mask in chosen)
         return terms, (mine, right)
-
-    def _mask_terms(
-        self, logits: Tensor, target: Tensor, valid: Tensor, batch: Batch, update: int
-    ) -> dict[str, Tensor]:
-        weights, found = self.weights, dict[str, Tensor]()
-        if weights.point_rend and (weights.bce or weights.focal or weights.dice):
-            numbers = (formulas.OVERSAMPLE + 1) * formulas.POINTS
-            noise = uniform_rows("point rend", self.recipe.train.seed, update, batch.indices, batch.counts, numbers, 2)
-            with torch.no_grad():
-                points = formulas.uncertain_points(logits, valid, noise.to(logits.device))
-                valid = (formulas.at_points(valid[:, None], points) > 0.5).to(logits.dtype)
-                target = formulas.at_points(target, points)[:, :, None]
-            logits = formulas.at_points(logits, points)[:, :, None]
-        if weights.bce:
-            fault = "bce_on_probabilities" in self.faults
-            found["bce"] = weights.bce * formulas.bce_loss(logits, target, valid, on_probabilities=fault)
-        if weights.focal:
-            found["focal"] = weights.focal * formulas.focal_loss(logits, target, valid)
-        if weights.dice:
-            found["dice"] = weights.dice * formulas.dice_loss(logits, target, valid)
-        return found
 
     def _iou_term(self, predicted: Tensor, target: Tensor) -> dict[str, Tensor]:
         weights = self.weights

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from edgesam_deploy.distill.data.items import Batch
-from edgesam_deploy.distill.randomness import coin, uniform_rows
+from edgesam_deploy.distill.randomness import coin, generator, uniform_rows
 from edgesam_deploy.errors import DataError
 from edgesam_deploy.model.prompts import BACKGROUND, FOREGROUND, IGNORED
 
 PromptKind = Literal["box", "point"]
+HQ_POINTS = 5
 FEWEST = 10  # wrong pixels per point, below which no point is asked for
 
 
@@ -63,15 +64,44 @@ def first_prompts(
 def points_in_masks(batch: Batch, seed: int, update: int) -> tuple[Tensor, Tensor]:
     """One random pixel (N, 1, 2) of each exact mask, label (N, 1) foreground; ignored where the mask is empty."""
     assert batch.masks is not None, "points from masks need items with masks"
+    noise = uniform_rows("point in mask", seed, update, batch.indices, batch.counts, batch.masks[0].numel())
+    return pixels_of(batch.masks, noise, 1, FOREGROUND)
+
+
+def pixels_of(regions: Tensor, noise: Tensor, count: int, label: float) -> tuple[Tensor, Tensor]:
+    """``count`` different random pixels (N, count, 2) of each region (N, S, S) bool, with ``label`` (N, count); ignored
+    where the region has no more. noise: (N, S S) uniform in 0..1.
+    """
+    side = regions.shape[-1]
+    score = torch.where(regions.flatten(1), noise.to(regions.device), -1.0)
+    best, places = score.topk(count, dim=1)
+    inside = best >= 0
+    points = torch.stack([places % side, places // side], -1).float()
+    return torch.where(inside[..., None], points, 0.0), torch.where(inside, label, IGNORED)
+
+
+def hq_prompts(batch: Batch, seed: int, update: int, *, fewer: bool = False) -> Prompts:
+    """What the HQ stage asks with: 1 to 5 points of each mask, half the time up to 5 beside it, and half the time its
+    box, which in a quarter of the cases stands alone. How many is drawn once for the batch, so that all ranks agree.
+
+    ``fewer``: the reference's draws leave out the largest numbers of points.
+    """
+    assert batch.masks is not None, "the HQ stage needs items with masks"
+    draw = torch.rand(5, generator=generator("hq prompts", seed, update)).tolist()
+    most = HQ_POINTS - 1 if fewer else HQ_POINTS
+    positive, negative = 1 + int(draw[0] * most), int(draw[1] * (most + 1)) if draw[2] < 0.5 else 0
+    boxes = batch.boxes if draw[3] < 0.5 else None
+    if boxes is not None and draw[4] < 0.25:
+        return Prompts(None, None, boxes)
+    pixels = batch.masks[0].numel()
+    noise = [uniform_rows(f"hq {kind}", seed, update, batch.indices, batch.counts, pixels) for kind in ("in", "out")]
+    points, labels = pixels_of(batch.masks, noise[0], positive, FOREGROUND)
+    found = Prompts(points, labels, boxes)
+    if not negative:
+        return found
     side = batch.masks.shape[-1]
-    noise = uniform_rows("point in mask", seed, update, batch.indices, batch.counts, side * side)
-    score = noise.to(batch.masks.device) * batch.masks.flatten(1)
-    place = score.argmax(1)
-    empty = ~batch.masks.flatten(1).any(1)
-    points = torch.stack([place % side, place // side], -1).float()
-    points = torch.where(empty[:, None], 0.0, points)
-    labels = torch.where(empty, IGNORED, FOREGROUND)
-    return points[:, None], labels[:, None]
+    beside = (batch.valid(side)[batch.owner] > 0) & ~batch.masks
+    return found.with_points(*pixels_of(beside, noise[1], negative, BACKGROUND))
 
 
 def error_points(

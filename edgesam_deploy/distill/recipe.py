@@ -25,7 +25,7 @@ Rate = Annotated[float, Field(gt=0, lt=100)]
 Part = Literal["image_encoder", "prompt_encoder", "mask_decoder"]
 Fault = Literal[
     "warmup_drop", "bce_on_probabilities", "channel_mean", "query_over_tokens", "iou_with_masks_only", "corner_points",
-    "repeated_prompts",
+    "repeated_prompts", "fewer_points",
 ]  # fmt: skip
 
 
@@ -39,13 +39,16 @@ class Model(Section):
     """Which network, and where its numbers come from.
 
     config: sizes that have no name, as for ``load``. checkpoint: of the whole model, or of an image encoder alone, as
-    phase 1 leaves it. from_teacher: prompt encoder and mask decoder start as the teacher's, where they fit.
+    phase 1 leaves it. from_teacher: prompt encoder and mask decoder start as the teacher's, where they fit. lora: rank
+    of the pairs beside q and v of the mask decoder's attentions (arXiv 2106.09685), of which alone it then learns; the
+    saved model has them merged; 0 for none.
     """
 
     name: str = "edge_sam"
     config: dict[str, Any] = {}
     checkpoint: str | None = None
     from_teacher: bool = False
+    lora: int = Field(default=0, ge=0, le=256)
 
 
 class Teacher(Section):
@@ -67,7 +70,8 @@ class Synthetic(Section):
 
 class Data(Section):
     """What is looked at. samples: at most so many, of the sorted list. max_prompts: objects per picture and update.
-    filter_by_area: boxes between two areas in model-frame pixels; 0 for no bound.
+    filter_by_area: boxes between two areas in model-frame pixels; 0 for no bound. ignored_label: what stands for "does
+    not count" in label pictures.
     """
 
     root: str
@@ -82,17 +86,19 @@ class Data(Section):
     mask_nms: float = Field(default=1.0, gt=0, le=1)
     box_jitter: bool = False
     augment: Literal["none", "flip_scale"] = "none"
+    ignored_label: int = Field(default=255, ge=-1, le=65535)
 
 
 class Objective(Section):
     """What is minimised.
 
     kind: ``encoder`` imitates the teacher's embeddings (phase 1), ``decoder`` its masks with prompts in the loop (phase
-    2), ``masks`` learns the data set's own masks, with no teacher. A loss counts if its weight is above 0.
-    iterations: decodings per update, each with a further point; multimask: masks asked of a point prompt.
+    2), ``masks`` learns the data set's own masks, with no teacher; ``hq`` learns them with an HQ branch, with a teacher
+    or without; ``semantic`` learns classes by ``cross_entropy``. A loss counts if its weight is above 0. iterations:
+    decodings per update, each with a further point; multimask: masks asked of a point prompt.
     """
 
-    kind: Literal["encoder", "decoder", "masks"]
+    kind: Literal["encoder", "decoder", "masks", "hq", "semantic"]
     pixel: Weight = 0
     channel: Weight = 0
     correlation: Weight = 0
@@ -103,6 +109,8 @@ class Objective(Section):
     attention: Weight = 0
     feature: Weight = 0
     query: Weight = 0
+    cross_entropy: Weight = 0
+    class_weights: tuple[Weight, ...] = ()  # one per class; all 1 where there are none
     prompts: tuple[PromptKind, ...] = Field(default=("box", "point"), min_length=1)
     points_from_masks: bool = False
     iterations: int = Field(default=1, ge=1, le=32)
@@ -118,8 +126,14 @@ class Objective(Section):
     def _minimises_something(self) -> Self:
         of_encoder, of_masks = ("pixel", "channel", "correlation"), ("bce", "focal", "dice", "iou")
         of_decoder = (*of_masks, "attention", "feature", "query")
-        usable = {"encoder": of_encoder, "decoder": (*of_encoder, *of_decoder), "masks": of_masks}[self.kind]
-        set_here = {name for name in (*of_encoder, *of_decoder) if getattr(self, name) > 0}
+        usable = {
+            "encoder": of_encoder,
+            "decoder": (*of_encoder, *of_decoder),
+            "masks": of_masks,
+            "hq": ("bce", "focal", "dice"),
+            "semantic": ("cross_entropy",),
+        }[self.kind]
+        set_here = {name for name in (*of_encoder, *of_decoder, "cross_entropy") if getattr(self, name) > 0}
         if strangers := set_here - set(usable):
             raise ValueError(f"{', '.join(sorted(strangers))}: no loss of kind {self.kind!r}; has: {', '.join(usable)}")
         if not set_here:
@@ -157,8 +171,11 @@ class Rates(Section):
 
 class Train(Section):
     """How long and how. ema: decay of a running mean of the weights, which is what is then saved as the model; 0 for
-    none. freeze: parts, or prefixes of parameter names, that stay as they are. frozen_statistics: batch norms use their
-    running statistics. keep: checkpoints beside the last.
+    none. freeze: parts, or prefixes of parameter names, that stay as they are; unfreeze: what learns in them
+    nevertheless, by a piece of its name. frozen_statistics: batch norms use their running statistics. quantize_encoder:
+    the encoder's convolutions see 8-bit weights and inputs, so that they learn to live with int8. check_ranges_every:
+    updates between two looks at what fp16 would break; 0 for none. wandb: project of Weights & Biases; empty for none.
+    keep: checkpoints beside the last.
     """
 
     epochs: int = Field(default=1, ge=1, le=100_000)
@@ -168,7 +185,11 @@ class Train(Section):
     activation_checkpointing: bool = False
     sync_batch_norm: bool = True
     freeze: tuple[str, ...] = ("prompt_encoder",)
+    unfreeze: tuple[str, ...] = ()
     frozen_statistics: bool = False
+    quantize_encoder: bool = False
+    check_ranges_every: int = Field(default=0, ge=0)
+    wandb: str = ""
     save_every: int = Field(default=1, ge=1)  # epochs
     save_every_updates: int = Field(default=0, ge=0)  # besides; 0 for none: an epoch of SA-1B takes days
     keep: int = Field(default=2, ge=1)
@@ -192,7 +213,10 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if (self.teacher is None) != (self.objective.kind == "masks"):
+        kind = self.objective.kind
+        if (self.teacher is None and kind in ("encoder", "decoder")) or (
+            self.teacher and kind in ("masks", "semantic")
+        ):
             want = "learns from the data set alone; leave the teacher out" if self.teacher else "needs a [teacher]"
             raise ValueError(f"objective.kind {self.objective.kind!r} {want}")
         if self.rates.warmup_epochs > self.train.epochs:
@@ -201,6 +225,10 @@ class Recipe(Section):
             )
         if self.rates.minimum > self.rates.base or self.rates.warmup > self.rates.base:
             raise ValueError("rates.minimum and rates.warmup must not exceed rates.base")
+        if (kind == "semantic") != (self.data.layout == "semantic"):
+            raise ValueError(f"objective.kind {kind!r} does not go with data.layout {self.data.layout!r}")
+        if self.train.quantize_encoder and self.train.activation_checkpointing:
+            raise ValueError("quantize_encoder counts what it sees, activation_checkpointing shows it twice; take one")
         if self.model.from_teacher and self.teacher is None:
             raise ValueError("model.from_teacher needs a [teacher]")
         if "bce_on_probabilities" in self.reference_faults and self.train.precision == "fp16":

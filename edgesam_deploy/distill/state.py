@@ -23,12 +23,16 @@ from edgesam_deploy.errors import TrainingError
 
 MODEL, CONFIG, LOG = "model.safetensors", "config.json", "log.jsonl"
 # what may differ between an interrupted run and its resume: it changes no number that is trained
-FREE = {"train.keep", "train.save_every", "train.save_every_updates", "train.log_every", "data.workers", "description"}
+FREE = {
+    "train.keep", "train.save_every", "train.save_every_updates", "train.log_every", "train.check_ranges_every",
+    "train.wandb", "data.workers", "description",
+}  # fmt: skip
+UNTOUCHED = "earlier checkpoints are untouched: resume from there"
 
 
-def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """``write`` into a hidden neighbour that then takes the name. Raises TrainingError where the disk refuses; what was
-    there before stays.
+def write_whole(path: Path, write: Callable[[Path], Any], then: str = "what was there before is untouched") -> None:
+    """``write`` into a hidden neighbour that then takes the name. Raises TrainingError, which ends with ``then``, where
+    the disk refuses; what was there before stays.
     """
     partial = path.parent / f".{path.name}.{secrets.token_hex(4)}"
     try:
@@ -42,13 +46,13 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
             partial.unlink(missing_ok=True)
         full = getattr(e, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "file write failed" in str(e)
         why = "no space left on the disk" if full else str(getattr(e, "strerror", None) or e)
-        raise TrainingError(f"cannot write {path}: {why}; earlier checkpoints are untouched: resume from there") from e
+        raise TrainingError(f"cannot write {path}: {why}; {then}") from e
 
 
 def save_checkpoint(out: Path, update: int, state: Mapping[str, Any], keep: int) -> Path:
     """Write a checkpoint and remove all but the newest ``keep``."""
     path = out / f"checkpoint_{update:08d}.pt"
-    write_whole(path, lambda partial: torch.save(dict(state), partial))
+    write_whole(path, lambda partial: torch.save(dict(state), partial), UNTOUCHED)
     for old in checkpoints(out)[:-keep]:
         old.unlink(missing_ok=True)
     return path
@@ -97,10 +101,11 @@ def _flat(tree: Mapping[str, Any], before: str = "") -> dict[str, Any]:
 def save_model(out: Path, tensors: Mapping[str, Tensor], about: str, config: Mapping[str, Any]) -> Path:
     """The trained weights as safetensors, and beside them the configuration that they fit."""
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-    write_whole(out / CONFIG, lambda partial: partial.write_text(text))
+    write_whole(out / CONFIG, lambda partial: partial.write_text(text), UNTOUCHED)
     flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     # one entry: safetensors writes several in an order of its own, and the same weights should be the same bytes
-    write_whole(out / MODEL, lambda partial: safetensors.torch.save_file(flat, partial, metadata={"about": about}))
+    metadata = {"about": about}
+    write_whole(out / MODEL, lambda partial: safetensors.torch.save_file(flat, partial, metadata=metadata), UNTOUCHED)
     return out / MODEL
 
 

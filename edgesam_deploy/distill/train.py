@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,19 +15,27 @@ from edgesam_deploy.distill.data.items import ItemOptions, Items
 from edgesam_deploy.distill.embeddings import EmbeddingReader
 from edgesam_deploy.distill.engine import Outcome, Progress, Trainer
 from edgesam_deploy.distill.objectives import Embed, EncoderObjective, Objective, PromptObjective, embeddings_of
+from edgesam_deploy.distill.objectives_hq import HqObjective
+from edgesam_deploy.distill.objectives_semantic import SemanticObjective
 from edgesam_deploy.distill.parallel import Ranks
-from edgesam_deploy.distill.recipe import Recipe
-from edgesam_deploy.distill.state import MODEL
+from edgesam_deploy.distill.recipe import Recipe, merged
+from edgesam_deploy.distill.reference_run import adopt, read_run
+from edgesam_deploy.distill.state import MODEL, checkpoints
 from edgesam_deploy.distill.synthetic import synthesize
 from edgesam_deploy.errors import CheckpointError, DataError, UsageError
 from edgesam_deploy.model.checkpoint import read_checkpoint
 from edgesam_deploy.model.configs import SamConfig
+from edgesam_deploy.model.cwsam.model import Cwsam
 from edgesam_deploy.model.fetch import resolve
 from edgesam_deploy.model.registry import configured, load, network
 from edgesam_deploy.model.repvit import ChannelMixer
 from edgesam_deploy.model.sam import Sam
 from edgesam_deploy.model.transformer import LoraLinear
 
+HQ_BRANCH = tuple(
+    f"mask_decoder.{name}."
+    for name in ("hf_token", "hf_mlp", "compress_vit_feat", "embedding_encoder", "embedding_maskfeature")
+)
 DONE = MODEL  # a stage that left its model is not trained again
 
 
@@ -38,11 +46,15 @@ def train_stages(
     *,
     say: Callable[[str], None] = lambda text: None,
     report: Callable[[Recipe, Progress], None] = lambda recipe, progress: None,
+    continued: Path | None = None,
 ) -> list[Outcome | None]:
     """Train each stage into ``out``/{its name}, or into ``out`` if it is alone; None for one that was done before.
 
+    continued: a ``ckpt_epoch_N.pth`` of the reference, from which a single stage that has no checkpoint yet goes on.
     Ends with a stage that was interrupted.
     """
+    if continued is not None and len(stages) > 1:
+        raise UsageError(f"{continued}: belongs to one stage, this recipe has {len(stages)}; name the stage's recipe")
     outcomes: list[Outcome | None] = []
     for recipe in stages:
         folder = out / recipe.name if len(stages) > 1 else out
@@ -51,6 +63,8 @@ def train_stages(
             outcomes.append(None)
             continue
         trainer = make_trainer(recipe, folder, ranks, say)
+        if continued is not None and not checkpoints(folder):
+            adopt(trainer, read_run(continued))
         outcome = trainer.fit(partial(report, recipe))
         outcomes.append(outcome)
         if outcome.status == "stopped":
@@ -84,18 +98,20 @@ def prepare_data(recipe: Recipe, ranks: Ranks, say: Callable[[str], None]) -> No
     ranks.wait()
 
 
-def make_items(recipe: Recipe, student: Sam) -> Items:
+def make_items(recipe: Recipe, student: Sam | Cwsam) -> Items:
     """The data set as items for a student's model frame."""
     data, objective = recipe.data, recipe.objective
     low, high = data.filter_by_area
     options = ItemOptions(
         image_size=student.image_size,
         max_prompts=data.max_prompts,
-        masks=objective.kind == "masks" or objective.points_from_masks or data.mask_nms < 1,
+        masks=objective.kind in ("masks", "hq") or objective.points_from_masks or data.mask_nms < 1,
         filter_by_area=(low or None, high or None),
         mask_nms=data.mask_nms,
         box_jitter=data.box_jitter,
         augment=data.augment,
+        classes=student.classes if isinstance(student, Cwsam) else 0,
+        ignored_label=data.ignored_label,
         with_replacement="repeated_prompts" in recipe.reference_faults,
     )
     source = open_source(data.layout, Path(data.root), data.split)
@@ -105,16 +121,20 @@ def make_items(recipe: Recipe, student: Sam) -> Items:
 # --- models ----------------------------------------------------------------------------------------------------------
 
 
-def make_student(recipe: Recipe, teacher: Sam | None, say: Callable[[str], None]) -> Sam:
+def make_student(recipe: Recipe, teacher: Sam | None, say: Callable[[str], None]) -> Sam | Cwsam:
     """The student with its first weights: drawn from the seed, then the teacher's decoder, then the checkpoint's."""
     section = recipe.model
-    cfg = configured(section.name, config=section.config)
-    if not isinstance(cfg, SamConfig):
-        raise UsageError(f"model.name {section.name}: a semantic model is not trained by these objectives")
+    cfg = configured(section.name, config=with_lora(section.config, section.lora))
+    if isinstance(cfg, SamConfig) != (recipe.objective.kind != "semantic"):
+        raise UsageError(f"model.name {section.name}: is not trained by objective.kind {recipe.objective.kind!r}")
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(recipe.train.seed)
-        student = cast("Sam", network(cfg, section.name))
+        student = network(cfg, section.name)
         initialise(student)
+    if isinstance(student, Cwsam):
+        if section.checkpoint is not None:
+            load_matching(student, section.checkpoint, say)
+        return student
     if section.from_teacher:
         if teacher is None or not teacher.promptable:
             raise UsageError("model.from_teacher: the teacher needs a checkpoint, or a prompt encoder and mask decoder")
@@ -122,6 +142,11 @@ def make_student(recipe: Recipe, teacher: Sam | None, say: Callable[[str], None]
     if section.checkpoint is not None:
         load_into(student, section.checkpoint, say)
     return student
+
+
+def with_lora(config: Mapping[str, Any], rank: int) -> dict[str, Any]:
+    """A student's configuration with pairs of ``rank`` in its mask decoder; as it is for 0."""
+    return merged(config, {"mask_decoder": {"lora": rank}}) if rank else dict(config)
 
 
 def initialise(model: nn.Module) -> None:
@@ -151,6 +176,21 @@ def copy_decoder(teacher: Sam, student: Sam, say: Callable[[str], None]) -> None
         say(f"from the teacher: {len(fitting)} tensors; not there, or of another shape: {', '.join(missing[:4])}")
 
 
+def load_matching(student: Cwsam, checkpoint: str, say: Callable[[str], None]) -> None:
+    """What a SAM's checkpoint has under the same name and in the same shape, as CWSAM begins (its ``prompt_encoder``
+    goes by other names and is not taken); of a semantic model's own checkpoint, all of it.
+
+    Raises CheckpointError where nothing fits.
+    """
+    file = read_checkpoint(resolve(checkpoint))
+    own = student.state_dict()
+    fitting = {name: value for name, value in file.tensors.items() if name in own and own[name].shape == value.shape}
+    if not fitting:
+        raise CheckpointError(f"{file.source}: no tensor fits {student.name} with this configuration")
+    student.load_state_dict(fitting, strict=False)
+    say(f"from {file.source.name}: {len(fitting)} of {len(own)} tensors; the rest keeps its random start")
+
+
 def load_into(student: Sam, checkpoint: str, say: Callable[[str], None]) -> None:
     """Weights of the whole model, or of an image encoder alone, as phase 1 leaves it.
 
@@ -166,7 +206,10 @@ def load_into(student: Sam, checkpoint: str, say: Callable[[str], None]) -> None
     lacking = [name for name in own if name.split(".")[0] in given and name not in tensors and ".lora_" not in name]
     # a decoder whose norms became dynamic tanh has an alpha that its ancestor had not
     alphas = [name for name in lacking if name.endswith(".alpha")]
-    lacking = [name for name in lacking if name not in alphas]
+    # and one with an HQ branch has that
+    branch = [name for name in lacking if name.startswith(HQ_BRANCH)]
+    branch = branch if not any(name.startswith(HQ_BRANCH) for name in tensors) else []
+    lacking = [name for name in lacking if name not in (*alphas, *branch)]
     if strangers or lacking:
         what = f"{strangers[0]} does not fit" if strangers else f"{lacking[0]} is missing"
         raise CheckpointError(
@@ -175,6 +218,7 @@ def load_into(student: Sam, checkpoint: str, say: Callable[[str], None]) -> None
         )
     student.load_state_dict(tensors, strict=False)
     kept = f"; {len(alphas)} alphas of dynamic tanh, which it has not, keep their start" if alphas else ""
+    kept += f"; the {len(branch)} tensors of the HQ branch keep theirs" if branch else ""
     say(f"from {file.source.name}: {', '.join(sorted(given))}{kept}")
 
 
@@ -186,6 +230,8 @@ def make_teacher(recipe: Recipe, ranks: Ranks) -> Sam | None:
     alone = section.embeddings is not None and recipe.objective.kind == "encoder"
     if alone:
         return None
+    if section.embeddings is not None and recipe.objective.kind == "hq":
+        raise UsageError("teacher.embeddings: an HQ branch reads more of the encoder than those; leave it out")
     if section.checkpoint is None:
         raise UsageError("teacher.checkpoint: needed, since its embeddings or its decoder are")
     teacher = load(section.name, section.checkpoint, config=section.config)
@@ -194,8 +240,12 @@ def make_teacher(recipe: Recipe, ranks: Ranks) -> Sam | None:
     return teacher.requires_grad_(False).to(ranks.device)
 
 
-def make_objective(recipe: Recipe, student: Sam, teacher: Sam | None) -> Objective:
+def make_objective(recipe: Recipe, student: Sam | Cwsam, teacher: Sam | None) -> Objective | SemanticObjective:
     """What the recipe minimises."""
+    if isinstance(student, Cwsam):
+        return SemanticObjective(student, recipe)
+    if recipe.objective.kind == "hq":
+        return HqObjective(student, recipe, teacher)
     if recipe.objective.kind == "masks":
         return PromptObjective(student, recipe)
     embed = _embed(recipe, student, teacher)

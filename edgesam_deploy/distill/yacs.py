@@ -166,7 +166,10 @@ def _model(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
     if kind not in ENCODERS:
         raise UsageError(f"{path}: MODEL.TYPE {kind!r}: a student is one of {', '.join(ENCODERS)}")
     if values.get("MODEL.MASK_HQ") or values["DISTILL.RPN_HEAD"] != "none":
-        raise UsageError(f"{path}: MODEL.MASK_HQ and DISTILL.RPN_HEAD: this trains no HQ branch and no detector")
+        raise UsageError(
+            f"{path}: MODEL.MASK_HQ and DISTILL.RPN_HEAD: the HQ stage is the recipe edge_sam_dyt_hq, a detector is "
+            "not trained here"
+        )
     encoder: dict[str, Any] = {}
     if not values["DISTILL.FUSE"]:
         encoder["fuse"] = False

@@ -74,6 +74,18 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     return Checkpoint(tensors, source, sha256, wrapper, tuple(notes))
 
 
+def read_tree(path: str | Path) -> object:
+    """Everything that ``torch.save`` wrote into ``path``, optimiser state included, behind the same walls; what
+    training scripts leave beside it is inert. Raises CheckpointError, also for safetensors, which holds no tree.
+    """
+    source = Path(path).expanduser()
+    with _opened(source) as file:
+        container = _container(file, source)
+        if container == "safetensors":
+            raise CheckpointError(f"{source}: safetensors holds weights alone, no state of a training run")
+        return _unpickled(file, container, source)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The file
 

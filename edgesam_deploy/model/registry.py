@@ -84,7 +84,7 @@ def load(
     cfg = configured(name, upsample=upsample, gelu=gelu, config=config)
     name = ALIASES.get(name, name)
     if checkpoint is None:
-        model = _empty(cfg, name)
+        model = empty(cfg, name)
         seed = 0 if seed is None else seed
         shapes = {key: tuple(t.shape) for key, t in model.state_dict().items()}
         load_strict(model, seeded_state(shapes, seed), where=f"seed {seed}")
@@ -93,7 +93,7 @@ def load(
     path = resolve(str(checkpoint))
     file = read_checkpoint(path)
     tensors, cfg = _fitted(file, name, cfg)
-    model = _empty(cfg, name)
+    model = empty(cfg, name)
     load_strict(model, tensors, where=str(path))
     model.weights = Weights("checkpoint", path.name, file.sha256, notes=file.notes)
     return model
@@ -104,7 +104,8 @@ def network(cfg: SamConfig | CwsamConfig, name: str) -> Sam | Cwsam:
     return Sam(cfg, name) if isinstance(cfg, SamConfig) else Cwsam(cfg, name)
 
 
-def _empty(cfg: SamConfig | CwsamConfig, name: str) -> Sam | Cwsam:
+def empty(cfg: SamConfig | CwsamConfig, name: str) -> Sam | Cwsam:
+    """The same in ``eval`` mode with nothing in it yet; no random number is drawn."""
     with torch.device("meta"):  # nothing is initialised only to be overwritten
         model = network(cfg, name)
     model = model.to_empty(device="cpu").eval()

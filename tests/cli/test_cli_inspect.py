@@ -27,7 +27,7 @@ FLAGS = Path(__file__).parents[1] / "data" / "cli_flags.json"
 COMMANDS = [
     "models", "targets", "passes", "doctor", "fetch", "build", "check", "ops", "bench", "report", "run", "everything",
     "verify", "optimize", "bisect", "ranges", "data synthesize", "data check", "embed", "train", "eval",
-    "explain-file", "demo",
+    "convert", "explain-file", "demo",
 ]  # fmt: skip
 
 

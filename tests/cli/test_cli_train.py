@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from command_line import DONE, ERROR, USAGE, edgesam_deploy
 
 from edgesam_deploy.distill.synthetic import synthesize
@@ -113,3 +114,45 @@ def test_embed(tmp_path):
         assert (tmp_path / form / file).stat().st_size == 3 * (32 * 16 * 2 + 4 * (form == "reference"))
     assert edgesam_deploy(*arguments, "-o", tmp_path / "x", "--format", "zip").code == USAGE
     assert edgesam_deploy(*arguments[:4], "-o", tmp_path / "x").code == USAGE
+
+
+def test_convert_joins_takes_apart_and_halves(tmp_path):
+    student, sam = (load("edge_sam", seed=seed, config=CONFIG) for seed in (1, 2))
+    torch.save({"model": student.image_encoder.state_dict()}, tmp_path / "ckpt_epoch_9.pth")
+    torch.save(sam.state_dict(), tmp_path / "sam.pth")
+    whole = tmp_path / "whole.safetensors"
+    found = edgesam_deploy("convert", tmp_path / "ckpt_epoch_9.pth", "--decoder", tmp_path / "sam.pth", "-o", whole)
+    assert found.code == DONE, found.err
+    again = load("edge_sam", whole, config=CONFIG).state_dict()
+    assert torch.equal(again["image_encoder.neck.0.weight"], student.state_dict()["image_encoder.neck.0.weight"])
+    assert torch.equal(again["mask_decoder.iou_token.weight"], sam.state_dict()["mask_decoder.iou_token.weight"])
+    part = tmp_path / "part.pth"
+    found = edgesam_deploy("convert", whole, "--part", "prompt_encoder", "--bare", "--half", "-o", part, "--json")
+    assert json.loads(found.out)["tensors"] == len(sam.prompt_encoder.state_dict())
+    assert torch.load(part, weights_only=True)["no_mask_embed.weight"].dtype == torch.float16
+    for code, options in (
+        (USAGE, [whole, "-o", part]),  # exists
+        (USAGE, [whole, "--bare", "-o", tmp_path / "x.pth"]),
+        (USAGE, [whole, "--part", "head", "-o", tmp_path / "x.pth"]),
+        (USAGE, [whole, "--part", "mask_decoder", "--decoder", whole, "-o", tmp_path / "x.pth"]),
+        (USAGE, [whole, "-o", tmp_path / "x.onnx"]),
+        (ERROR, [tmp_path / "ckpt_epoch_9.pth", "--part", "mask_decoder", "-o", tmp_path / "x.pth"]),
+    ):
+        assert edgesam_deploy("convert", *options).code == code, options
+    assert not list(tmp_path.glob("*x.*"))
+
+
+def test_a_run_of_the_reference_is_imported_once(recipe, tmp_path):
+    """From after its first epoch of two, by the option; the same command then says that all is done."""
+    network = load("edge_sam", seed=1, config=CONFIG)
+    named = list(network.named_parameters())
+    decay = [p for n, p in named if p.ndim > 1 and not n.endswith(".bias")]
+    plain = [p for n, p in named if p.ndim <= 1 or n.endswith(".bias")]
+    optimizer = torch.optim.AdamW([{"params": decay}, {"params": plain}])
+    content = {"model": network.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 0}
+    torch.save(content, tmp_path / "ckpt_epoch_0.pth")
+    options = ("train", recipe, "--set", "train.epochs=2", "-o", tmp_path / "run", "--device", "cpu")
+    found = edgesam_deploy(*options, "--import", tmp_path / "ckpt_epoch_0.pth")
+    assert found.code == DONE, found.err
+    assert "resumed at update 2 of 4" in found.err
+    assert edgesam_deploy(*options, "--import", tmp_path / "ckpt_epoch_0.pth").out == "tiny: done before\n"

@@ -125,3 +125,41 @@ def test_the_command_resumes_after_kill_9(scenes, tmp_path):
     assert "resumed at update" in again.stderr
     files = [tmp_path / run / "model.safetensors" for run in ("quiet", "hit")]
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+@pytest.mark.slow
+def test_stages_resume_after_kill_9(scenes, tmp_path):
+    """As the demonstration's: a teacher on exact masks, then a student against it; killed in the second stage, the same
+    command leaves the first alone and ends with the same bytes.
+    """
+    written(recipe(scenes, train={"epochs": 4}), tmp_path / "teach.toml")
+    taught = {"checkpoint": "{out}/teach/model.safetensors"}
+    written(recipe(scenes, "decoder", teacher=taught, train={"epochs": 40}), tmp_path / "learn.toml")
+    both = tmp_path / "both.toml"
+    both.write_text('stages = ["teach", "learn"]\n')
+    assert train(both, tmp_path / "quiet").returncode == 0
+    command = [
+        sys.executable,
+        "-m",
+        "edgesam_deploy",
+        "train",
+        str(both),
+        "-o",
+        str(tmp_path / "hit"),
+        "--device",
+        "cpu",
+    ]
+    run = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 600
+    while not list((tmp_path / "hit/learn").glob("checkpoint_*.pt")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    run.kill()
+    run.wait()
+    assert not (tmp_path / "hit/learn/model.safetensors").exists()
+    again = train(both, tmp_path / "hit")
+    assert again.returncode == 0
+    assert "teach: done before" in again.stderr
+    assert "resumed at update" in again.stderr
+    for stage in ("teach", "learn"):
+        files = [tmp_path / run / stage / "model.safetensors" for run in ("quiet", "hit")]
+        assert files[0].read_bytes() == files[1].read_bytes()

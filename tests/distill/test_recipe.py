@@ -163,7 +163,7 @@ def test_every_key_of_the_reference_is_accounted_for():
         ("BASE: [x.yaml]", "BASE leads back to itself"),
         ("- 1", "a mapping of keys"),
         ("a: [", "not readable as YAML"),
-        ("MODEL: {MASK_HQ: true}", "no HQ branch"),
+        ("MODEL: {MASK_HQ: true}", "HQ stage is the recipe edge_sam_dyt_hq"),
     ],
 )
 def test_yaml_that_is_refused(tmp_path, text, message):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 import signal
 from dataclasses import asdict
 
@@ -14,15 +15,10 @@ from tiny import CONFIG, recipe
 from torch import nn
 
 from edgesam_deploy.distill import state
-from edgesam_deploy.distill.engine import (
-    PATIENCE,
-    checkpoint_activations,
-    epoch_order,
-    freeze,
-    make_optimizer,
-    make_schedule,
-)
+from edgesam_deploy.distill.checkpointing import checkpoint_activations
+from edgesam_deploy.distill.engine import PATIENCE, epoch_order, make_schedule
 from edgesam_deploy.distill.parallel import Ranks
+from edgesam_deploy.distill.parameters import freeze, make_optimizer
 from edgesam_deploy.distill.recipe import Optimizer
 from edgesam_deploy.distill.train import make_trainer
 from edgesam_deploy.errors import TrainingError
@@ -148,6 +144,26 @@ def test_a_full_disk_loses_nothing(scenes, tmp_path, monkeypatch, error):
         patch.setattr(state.torch, "save", refuse)
         with pytest.raises(TrainingError, match="no space left on the disk; earlier checkpoints are untouched"):
             trainer(made, tmp_path).fit(until=2)
+    assert {path: path.read_bytes() for path in state.checkpoints(tmp_path)} == kept
+    assert not list(tmp_path.glob(".*"))
+    assert trainer(made, tmp_path).fit().status == "done"
+
+
+def test_a_file_that_may_not_grow_loses_nothing(scenes, tmp_path):
+    """The system itself refuses in the middle of a checkpoint: a limit on the size of files."""
+    made = recipe(scenes)
+    trainer(made, tmp_path).fit(until=1)
+    kept = {path: path.read_bytes() for path in state.checkpoints(tmp_path)}
+    going_on = trainer(made, tmp_path)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+    try:
+        with pytest.raises(
+            TrainingError, match=r"cannot write .*checkpoint_00000002\.pt: .*earlier checkpoints are unt"
+        ):
+            going_on.fit(until=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert {path: path.read_bytes() for path in state.checkpoints(tmp_path)} == kept
     assert not list(tmp_path.glob(".*"))
     assert trainer(made, tmp_path).fit().status == "done"

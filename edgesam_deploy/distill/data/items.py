@@ -19,12 +19,14 @@ from torch.utils.data import Dataset
 
 from edgesam_deploy.distill.data.sources import Annotated, FloatArray, Source, boxes_of
 from edgesam_deploy.errors import DataError, ImageError
+from edgesam_deploy.model.semantic import preprocess
 from edgesam_deploy.model.transforms import PIXEL_MEAN, PIXEL_STD, resized_size
 
 IntArray = NDArray[np.int64]
 Masks = NDArray[np.bool_]
 
 JITTER_SHARE, JITTER_LIMIT = 0.1, 20.0  # of a box's side; pixels of the model frame
+IGNORED_LABEL = -100  # of cross entropy: pixels that do not count
 SCALE_JITTER = (0.1, 2.0)
 CROPS = 8  # that may miss every object before a picture is taken as it is
 ATTEMPTS = 50  # samples in a row that may be broken before the data set counts as broken
@@ -43,13 +45,16 @@ class ItemOptions:
     mask_nms: float = 1.0
     box_jitter: bool = False
     augment: Literal["none", "flip_scale"] = "none"
+    classes: int = 0  # of a semantic model, whose items have labels and no prompts; 0 for a promptable one
+    ignored_label: int = 255  # what stands in label pictures for "do not count"
     with_replacement: bool = False  # the reference draws prompts with replacement: fewer different ones than it says
 
 
 @dataclass(frozen=True)
 class Item:
     """One sample: image (3, S, S) normalised and zero-padded, ``size`` (h, w) of the picture in it, boxes (N, 4),
-    points (N, 1, 2) or None, masks (N, S, S) bool or None; ``index`` in the source; ``broken``: what it stands in for.
+    points (N, 1, 2) or None, masks (N, S, S) bool or None; labels (S, S) of a semantic one; ``index`` in the source;
+    ``broken``: what it stands in for.
     """
 
     index: int
@@ -59,13 +64,15 @@ class Item:
     boxes: Tensor
     points: Tensor | None = None
     masks: Tensor | None = None
+    labels: Tensor | None = None
     broken: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Batch:
     """Items side by side: images (B, 3, S, S), sizes (B, 2) as (h, w); prompts of all pictures one after the other,
-    ``counts`` (B,) of each: boxes (N, 4), points (N, 1, 2) or None, masks (N, S, S) bool or None.
+    ``counts`` (B,) of each: boxes (N, 4), points (N, 1, 2) or None, masks (N, S, S) bool or None; labels (B, S, S)
+    int64 or None.
     """
 
     indices: Tensor
@@ -76,6 +83,7 @@ class Batch:
     boxes: Tensor
     points: Tensor | None
     masks: Tensor | None
+    labels: Tensor | None = None
     broken: tuple[str, ...] = ()
 
     def to(self, device: torch.device) -> Self:
@@ -123,6 +131,7 @@ def collate(items: Sequence[Item]) -> Batch:
         boxes,
         joined("points"),
         joined("masks"),
+        None if items[0].labels is None else torch.stack([item.labels for item in items if item.labels is not None]),
         tuple(name for item in items for name in item.broken),
     )
 
@@ -149,7 +158,8 @@ class Items(Dataset[Item]):
             try:
                 read = self.source.read(candidate, masks=self.options.masks or self.options.augment != "none")
                 rng = np.random.default_rng([self.seed, int(self.epoch[0]), candidate])
-                return replace(make_item(read, self.options, rng, candidate), broken=tuple(broken))
+                make = make_semantic_item if self.options.classes else make_item
+                return replace(make(read, self.options, rng, candidate), broken=tuple(broken))
             except (DataError, ImageError) as e:
                 broken.append(f"{self.source.names[candidate]}: {e}")
         raise DataError(f"{len(broken)} samples in a row cannot be used; the first: {broken[0]}")
@@ -185,6 +195,28 @@ def make_item(read: Annotated, options: ItemOptions, rng: np.random.Generator, i
         torch.from_numpy(jitter(boxes, rng) if options.box_jitter else boxes),
         None if points is None else torch.from_numpy(points[kept]),
         None if masks is None or not options.masks else masks[torch.from_numpy(chosen)],
+    )
+
+
+def make_semantic_item(read: Annotated, options: ItemOptions, rng: np.random.Generator, index: int = 0) -> Item:
+    """A picture and its labels, both stretched to the model's square as its predictor does. Raises DataError for a
+    label that is no class.
+    """
+    if read.labels is None:
+        raise DataError(f"{read.name}: has no labels; a semantic model needs --layout semantic")
+    side = options.image_size
+    labels = torch.from_numpy(read.labels)
+    known = (labels >= 0) & (labels < options.classes)
+    if strange := sorted(set(labels[~known & (labels != options.ignored_label)].tolist())):
+        raise DataError(f"{read.name}: label {strange[0]} is none of {options.classes} classes (0 to the last)")
+    near = F.interpolate(torch.where(known, labels, IGNORED_LABEL)[None, None].double(), (side, side), mode="nearest")
+    return Item(
+        index,
+        read.name,
+        torch.from_numpy(preprocess(read.image, side))[0],
+        (side, side),
+        torch.zeros(0, 4),
+        labels=near[0, 0].long(),
     )
 
 
