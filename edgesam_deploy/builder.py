@@ -18,7 +18,7 @@ from edgesam_deploy.bundle import Bundle, check_output, draft, dump_json, open_b
 from edgesam_deploy.capture import capture, capture_twins, part_macs
 from edgesam_deploy.contract import IMAGE_ENCODER, Interface, SegmenterInterface, describe_tensors
 from edgesam_deploy.cost import LARGE
-from edgesam_deploy.errors import ParityError, UsageError
+from edgesam_deploy.errors import ParityError, UnknownName, UsageError
 from edgesam_deploy.memory import check_memory
 from edgesam_deploy.model.configs import SamConfig
 from edgesam_deploy.model.cwsam.configs import CwsamConfig
@@ -27,9 +27,10 @@ from edgesam_deploy.model.sam import Sam
 from edgesam_deploy.model_card import model_card
 from edgesam_deploy.ops import parts_report
 from edgesam_deploy.parity import SEEDS, Parity, few_pictures, measure, measure_on, shipped_pictures, unmeasured
-from edgesam_deploy.passes.engine import Engine, ProofMode, Step
+from edgesam_deploy.passes.engine import Engine, Pass, ProofMode, Step
 from edgesam_deploy.passes.joint import JointPass, run_joint, run_joint_on_twin
 from edgesam_deploy.passes.program import Program
+from edgesam_deploy.precision.composed import aten_passes
 from edgesam_deploy.precision.lint import gate
 from edgesam_deploy.precision.mixed import keep_islands
 from edgesam_deploy.runtime import is_large, open_artifact
@@ -87,6 +88,9 @@ def build(
     interface = chosen.interface(model.config)
     parts = interface.parts(promptable=model.promptable)
     check_memory(model.config, model.name, limit=max_memory, loaded=True)
+    first, rest = _stretches(chosen, model.config)
+    if dump_after is not None and dump_after not in (known := {step.name for step in (*first, *rest)}):
+        raise UnknownName("pass", dump_after, known)
     timings = Timings()
 
     with timings.stage("capture"):
@@ -94,21 +98,22 @@ def build(
         programs = capture(model, interface)
         macs = part_macs(model.config, interface)
     dumps = folder.resolve().with_name(folder.resolve().name + ".dump")
-    engine = Engine(proof, dump_after, dumps, progress, keep_aten=chosen.half != "none")
+    engine = Engine(proof, None, dumps, progress, keep_aten=chosen.half != "none")
     twins = {} if proof == "off" else capture_twins(model, interface, macs)
     with timings.stage("passes"):
         programs, twins = _jointly(engine, programs, twins, chosen.joint_pipeline(model.config))
         if isinstance(interface, Interface):
             interface = interface.with_hoisted(programs[-1].inputs)
-        for index, program in enumerate(programs):
-            programs[index] = engine.run(program, chosen.pipeline(model.config), twin=twins.get(program.name))
-        del program
+        _run(engine, programs, first, twins, dump_after)
     with timings.stage("fp16 lint"):
         if chosen.mixes:
             _mix(programs, chosen, interface, macs, progress)
         gate(model, chosen, interface, engine.aten, macs, twin=bool(twins), progress=progress)
-        del twins
-        engine.aten.clear()
+    if rest:
+        with timings.stage("passes behind the lint"):
+            _run(engine, programs, rest, {name: engine.aten[name] for name in twins}, dump_after)
+    del twins
+    engine.aten.clear()
 
     with draft(folder, overwrite=overwrite) as place:
         with timings.stage("emit"):
@@ -136,6 +141,26 @@ def build(
         unhashed.write_json("parity.json", parity.to_json())
         unhashed.write_json("timings.json", _timings(timings, engine.steps))
     return open_bundle(folder)
+
+
+def _stretches(target: Target, config: SamConfig | CwsamConfig) -> tuple[tuple[Pass, ...], tuple[Pass, ...]]:
+    """A target's passes up to where the fp16 lint looks, before anything is lowered or typed, and those behind it."""
+    pipeline = tuple(target.pipeline(config))
+    first = pipeline if target.half == "none" else aten_passes(pipeline)
+    return first, pipeline[len(first) :]
+
+
+def _run(
+    engine: Engine,
+    programs: list[Program],
+    passes: Sequence[Pass],
+    twins: Mapping[str, Program],
+    dump_after: str | None,
+) -> None:
+    """Replace the programs one by one: a large one before passes and one after them take gigabytes."""
+    engine.dump_after = dump_after if dump_after in {step.name for step in passes} else None
+    for index, program in enumerate(programs):
+        programs[index] = engine.run(program, passes, twin=twins.get(program.name))
 
 
 def _jointly(
@@ -185,13 +210,13 @@ def plan(config: SamConfig | CwsamConfig, target: Target) -> list[str]:
     """The steps of a build, in order, as they are reported to ``progress``."""
     macs = part_macs(config, target.interface(config))
     passes = [f"{' + '.join(macs)}: {step.name}" for step in target.joint_pipeline(config) if len(macs) == 2]
-    passes += [f"{part}: {step.name}" for part in macs for step in target.pipeline(config)]
+    first, rest = ([f"{part}: {s.name}" for part in macs for s in stretch] for stretch in _stretches(target, config))
     large = any(count > LARGE for count in macs.values())
     pictures = [*few_pictures()] if large else [*shipped_pictures(), *(f"seed {seed}" for seed in SEEDS)]
     lint = [] if target.half == "none" else ["fp16 lint"]
     lint = [*(f"{part}: fp32 islands" for part in macs if target.mixes), *lint]
     parity = [] if target.unmeasured else [f"parity: {name}" for name in pictures]
-    return ["load", "capture", *passes, *lint, "emit", "operator report", *parity]
+    return ["load", "capture", *passes, *first, *lint, *rest, "emit", "operator report", *parity]
 
 
 def _metadata(model: Sam | Cwsam, interface: Interface | SegmenterInterface, program: Program) -> dict[str, str]:

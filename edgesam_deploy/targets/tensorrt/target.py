@@ -14,7 +14,7 @@ from edgesam_deploy.contract import Interface, SegmenterInterface
 from edgesam_deploy.errors import EdgeSamDeployError, MissingToolkit, UnsupportedOperators, UsageError
 from edgesam_deploy.precision.calibration import encoder_inputs
 from edgesam_deploy.precision.calibration_rows import SHIPPED, calibration_set
-from edgesam_deploy.targets.base import Runner, option
+from edgesam_deploy.targets.base import Half, Runner, option
 from edgesam_deploy.targets.onnx import IR_VERSIONS, OnnxTarget
 from edgesam_deploy.targets.tensorrt import build_engine
 from edgesam_deploy.targets.tensorrt.recipe import parse_range, readme_section, write_recipe
@@ -42,10 +42,14 @@ class TensorrtTarget(OnnxTarget):
     name: ClassVar[str] = "tensorrt"
     summary: ClassVar[str] = "strongly typed ONNX for TensorRT 10 and 11, and what builds its engines on the device"
     rules: ClassVar[str] = "tensorrt_10"
+    holds_islands: ClassVar[bool] = True
 
     precision: Literal["fp32", "fp16", "bf16", "int8"] = option(  # type: ignore[assignment]
         "fp16",
         "fp32, fp16, bf16 (norms, softmax, sums and positions keep fp32); int8: the encoder's layers, else fp16.",
+    )
+    auto_mixed: bool = option(
+        False, "Keep in fp32 the fewest operators without which fp16 leaves its bounds, found by emulation."
     )
     opset: int = option(0, "ONNX operator set, 18 to 23; 0: 20, or 22 for bf16, which Conv has from there on.")
     calibration: str | None = option(None, "Folder of pictures for calibrated precisions. Default: shipped ones.")
@@ -63,6 +67,8 @@ class TensorrtTarget(OnnxTarget):
             raise UsageError(f"--trt {self.trt}: must be 10 or 11")
         if self.attention not in ("fp32", "fused"):
             raise UsageError(f"--attention {self.attention}: must be fp32 or fused")
+        if self.auto_mixed and self.precision != "fp16":
+            raise UsageError(f"--auto-mixed: --precision {self.precision} has nothing to mix; use --precision fp16")
         if self.io == "sam":
             raise UsageError("--io sam: orig_im_size becomes a shape, which breaks optimisation profiles; use contract")
         self._ranges()
@@ -100,6 +106,15 @@ class TensorrtTarget(OnnxTarget):
         }
 
     @property
+    def half(self) -> Half:
+        return "arithmetic" if self.precision in ("fp16", "int8") else "none"
+
+    def islands(self, program: Program) -> frozenset[str]:
+        from edgesam_deploy.targets.tensorrt.single import single_names
+
+        return program.islands | single_names(program, fused_attention=self.attention == "fused")
+
+    @property
     def rule_table(self) -> str:
         return TABLES[self.trt]
 
@@ -132,6 +147,7 @@ class TensorrtTarget(OnnxTarget):
             aten.fold_batch_norm,  # again: the DyT fork keeps one more norm behind the sum that has just been merged
             aten.fold_dyt_affine,
             aten.legalize_bicubic,  # its table has no cubic Resize
+            aten.fuse_channel_norm,  # one operator that keeps fp32 inside, where the pieces overflow fp16 at 256
             aten.limit_rank,  # attention in four axes, the form that TensorRT documents for its fused kernel
             *((aten.hoist_positional_encoding,) if self.io == "edgesam-npu" else ()),
             aten.gather_to_slice,
@@ -142,8 +158,7 @@ class TensorrtTarget(OnnxTarget):
             onnx.canonicalize_reshape,  # before folding: it frees the shape arithmetic that folding then removes
             onnx.fold_constants,
             onnx.eliminate_identity,
-            onnx.eliminate_common,  # before fusing: a mean that was computed twice hides a norm
-            onnx.fuse_layer_norm,  # one operator that keeps fp32 inside, where the pieces overflow fp16 at 256
+            onnx.eliminate_common,
             onnx.narrow_int64_data,
             onnx.fold_constants,
             *((onnx.cast_to_half(kind, fused_attention=fused),) if kind is not None else ()),
