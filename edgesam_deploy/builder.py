@@ -33,6 +33,8 @@ from edgesam_deploy.passes.program import Program
 from edgesam_deploy.precision.composed import aten_passes
 from edgesam_deploy.precision.lint import gate
 from edgesam_deploy.precision.mixed import keep_islands
+from edgesam_deploy.precision.quantisation import REPORT, keep_layers, report
+from edgesam_deploy.precision.sensitivity import LayerCost, sensitivity
 from edgesam_deploy.runtime import is_large, open_artifact
 from edgesam_deploy.targets import make_target
 from edgesam_deploy.targets.base import Target
@@ -65,6 +67,7 @@ def build(
     pictures: Mapping[str, NDArray[np.uint8]] | None = None,
     max_memory: int | None = None,
     progress: Callable[[str], None] = lambda _: None,
+    search: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Bundle:
     """Build ``model`` for ``target`` into the folder ``out`` (default ``out/<model>/<target>``) and return the bundle.
@@ -72,7 +75,7 @@ def build(
     options: the fields of the target's dataclass, e.g. ``points=8``. proof: how each pass is checked (``off``, ``fast``
     two inputs, ``full`` four). strict: also fail where parity could not be verified. pictures: what parity is measured
     on instead of the shipped photographs, (H, W, 3) uint8 RGB by name. max_memory: refuse what is estimated to take
-    more bytes; default: what is available.
+    more bytes; default: what is available. search: how the layers that are not quantised were found, for the report.
 
     A part above 200 GMAC has its parity measured on two pictures and, if it is a stack of transformer blocks, its
     passes proved on a twin of a few of them; the manifest says so.
@@ -109,6 +112,11 @@ def build(
         if chosen.mixes:
             _mix(programs, chosen, interface, macs, progress)
         gate(model, chosen, interface, engine.aten, macs, twin=bool(twins), progress=progress)
+    costs: list[LayerCost] = []
+    if chosen.quantises and not any(count > LARGE for count in macs.values()):
+        with timings.stage("sensitivity"):
+            costs = sensitivity(model, chosen, interface, programs, progress)
+    keep_layers(programs, chosen)
     if rest:
         with timings.stage("passes behind the lint"):
             _run(engine, programs, rest, {name: engine.aten[name] for name in twins}, dump_after)
@@ -139,14 +147,17 @@ def build(
         _gate(parity, strict=strict)
         unhashed = open_bundle(place)
         unhashed.write_json("parity.json", parity.to_json())
+        if chosen.quantises:
+            unhashed.write_json(REPORT, report(unhashed, chosen, costs, parity.to_json(), search))
         unhashed.write_json("timings.json", _timings(timings, engine.steps))
     return open_bundle(folder)
 
 
 def _stretches(target: Target, config: SamConfig | CwsamConfig) -> tuple[tuple[Pass, ...], tuple[Pass, ...]]:
-    """A target's passes up to where the fp16 lint looks, before anything is lowered or typed, and those behind it."""
+    """A target's passes up to where precision is looked at, before anything is lowered or typed, and the rest."""
     pipeline = tuple(target.pipeline(config))
-    first = pipeline if target.half == "none" else aten_passes(pipeline)
+    looked_at = target.half != "none" or target.quantises
+    first = aten_passes(pipeline) if looked_at else pipeline
     return first, pipeline[len(first) :]
 
 
@@ -215,6 +226,8 @@ def plan(config: SamConfig | CwsamConfig, target: Target) -> list[str]:
     pictures = [*few_pictures()] if large else [*shipped_pictures(), *(f"seed {seed}" for seed in SEEDS)]
     lint = [] if target.half == "none" else ["fp16 lint"]
     lint = [*(f"{part}: fp32 islands" for part in macs if target.mixes), *lint]
+    if not large:
+        lint += [f"{part}: which layers cost most" for part in macs if target.quantised(part)]
     parity = [] if target.unmeasured else [f"parity: {name}" for name in pictures]
     return ["load", "capture", *passes, *first, *lint, *rest, "emit", "operator report", *parity]
 
@@ -247,7 +260,7 @@ def _content(
             "inputs": describe_tensors(specs[program.name].inputs),
             "outputs": describe_tensors(specs[program.name].outputs),
             "operators": dict(sorted(program.operators().items())),
-            **({"fp32_islands": sorted(program.islands)} if program.islands else {}),
+            **({_islands_key(target): sorted(program.islands)} if program.islands else {}),
             "passes": [_pass_row(step) for step in steps if program.name in step.part.split(" + ")],
         }
         for program in programs
@@ -265,6 +278,10 @@ def _content(
         "parts": parts,
         "tools": {package: installed_version(package) for package in ("torch", "numpy", "pillow", *target.tools)},
     }
+
+
+def _islands_key(target: Target) -> str:
+    return "kept_layers" if target.quantises else "fp32_islands"
 
 
 def _pass_row(step: Step) -> Mapping[str, Any]:

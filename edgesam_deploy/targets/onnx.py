@@ -119,6 +119,8 @@ class OnnxTarget(Target):
         model = program.onnx
         if isinstance(interface, Interface) and interface.io == "sam" and program.name == MASK_DECODER:
             attach_sam_outputs(model, interface)
+        for node in model.graph:
+            node.metadata_props.clear()  # marks of passes
         model.metadata_props.clear()
         model.metadata_props.update(sorted(metadata.items()))
         model.producer_name, model.producer_version = "edgesam-deploy", metadata.get("edgesam_deploy_version", "")

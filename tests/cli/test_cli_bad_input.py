@@ -120,6 +120,11 @@ def refused(code, words, *arguments):
         (["build", "edge_sam", "--io", "edgesam", "--mask-input"], ["--io edgesam", "--io sam"]),
         (["build", "edge_sam", "--return-single-mask"], ["--return-single-mask", "--io sam"]),
         (["build", "edge_sam", "--target", "tensorrt", "--precision", "bf16", "--auto-mixed"], ["nothing to mix"]),
+        (["build", "edge_sam", "--quantize", "some"], ["--quantize some", "all or auto"]),
+        (["build", "edge_sam", "--min-iou", "0.9"], ["--min-iou", "--quantize auto"]),
+        (["build", "edge_sam", "--target", "onnx", "--quantize", "auto"], ["onnx cannot keep single layers"]),
+        (["build", "edge_sam", "--target", "tensorrt", "--quantize", "auto"], ["--precision fp16 quantises nothing"]),
+        (["build", "edge_sam", "--target", "tensorrt", "--keep", "a:b"], ["--keep", "takes none"]),
         (["optimize", "x.onnx", "-o", "y.onnx", "--precision", "fp16"], ["--precision fp16", "for onnx it is fp32"]),
         (["ranges", "edg_sam"], ["model 'edg_sam'", "did you mean edge_sam"]),
         (["ranges", "edge_sam", "--target", "cormel"], ["target 'cormel'", "did you mean coreml"]),
@@ -141,7 +146,7 @@ def test_names_and_options(arguments, words):
 def test_ranges_that_cannot_be_kept_are_refused_before_anything_is_run(place, monkeypatch):
     monkeypatch.setattr("edgesam_deploy.model.registry.load", lambda *_, **__: pytest.fail("it went on"))
     (place / "file").write_text("x")
-    refused(ERROR, ["file/ranges.json", "file", "not a folder"], "ranges", "edge_sam", "-o", "file/ranges.json")
+    refused(USAGE, ["file/ranges.json", "file", "not a folder"], "ranges", "edge_sam", "-o", "file/ranges.json")
     assert [path.name for path in place.iterdir()] == ["file"]
 
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from edgesam_deploy.contract import Interface, SegmenterInterface
+from edgesam_deploy.contract import MASK_DECODER, Interface, SegmenterInterface
 from edgesam_deploy.errors import EdgeSamDeployError, MissingToolkit, UnsupportedOperators, UsageError
 from edgesam_deploy.precision.calibration import encoder_inputs
-from edgesam_deploy.precision.calibration_rows import SHIPPED, calibration_set
-from edgesam_deploy.targets.base import Half, Runner, option
+from edgesam_deploy.precision.calibration_rows import CALIBRATION, SHIPPED, calibration_set
+from edgesam_deploy.targets.base import Bits, Half, Runner, option
 from edgesam_deploy.targets.onnx import IR_VERSIONS, OnnxTarget
 from edgesam_deploy.targets.tensorrt import build_engine
 from edgesam_deploy.targets.tensorrt.recipe import parse_range, readme_section, write_recipe
@@ -29,7 +29,6 @@ log = logging.getLogger(__name__)
 TABLES = {10: "tensorrt_10", 11: "tensorrt_11"}
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 LEAST_OPSET = {"bf16": 22, "int8": 19}  # Conv takes bfloat16; the scale of a Quantize may be fp16
-CALIBRATION = "calibration.json"
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,7 @@ class TensorrtTarget(OnnxTarget):
     summary: ClassVar[str] = "strongly typed ONNX for TensorRT 10 and 11, and what builds its engines on the device"
     rules: ClassVar[str] = "tensorrt_10"
     holds_islands: ClassVar[bool] = True
+    keeps_layers: ClassVar[bool] = True
 
     precision: Literal["fp32", "fp16", "bf16", "int8"] = option(  # type: ignore[assignment]
         "fp16",
@@ -53,6 +53,7 @@ class TensorrtTarget(OnnxTarget):
     )
     opset: int = option(0, "ONNX operator set, 18 to 23; 0: 20, or 22 for bf16, which Conv has from there on.")
     calibration: str | None = option(None, "Folder of pictures for calibrated precisions. Default: shipped ones.")
+    keep: str = option("", "Layers that are not quantised: names of quantization.json, with commas between.")
     trt: int = option(10, "TensorRT major, 10 or 11: whose operator table, whose trtexec line.")
     engine: bool = option(False, "Build the engines here as well; needs tensorrt and a GPU.")
     attention: Literal["fp32", "fused"] = option(
@@ -88,8 +89,9 @@ class TensorrtTarget(OnnxTarget):
 
     def _check_calibration(self) -> None:
         if self.precision != "int8":
-            if self.calibration is not None:
-                raise UsageError(f"--calibration: --precision {self.precision} takes none; leave it out")
+            for name in ("calibration", "keep"):
+                if getattr(self, name):
+                    raise UsageError(f"--{name}: --precision {self.precision} takes none; leave it out")
             return
         calibration_set(self.calibration)
 
@@ -108,6 +110,9 @@ class TensorrtTarget(OnnxTarget):
     @property
     def half(self) -> Half:
         return "arithmetic" if self.precision in ("fp16", "int8") else "none"
+
+    def quantised(self, part: str) -> Bits | None:
+        return Bits(8, 8) if self.precision == "int8" and part != MASK_DECODER else None
 
     def islands(self, program: Program) -> frozenset[str]:
         from edgesam_deploy.targets.tensorrt.single import single_names
