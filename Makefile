@@ -10,7 +10,7 @@ JOBS ?= $(shell nproc)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 PHOTOGRAPH := edgesam_deploy/photographs/coffee.jpg
 
-.PHONY: build test test-all lint format bench mutate demo-weights clean
+.PHONY: build test test-all lint format bench mutate demo-weights package-check docs clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -50,6 +50,14 @@ mutate: $(TOOLKITS) ## break the passes' source place by place: do the tests not
 
 demo-weights: $(TOOLKITS) ## train the demonstration model on synthetic scenes, from nothing; the same command resumes
 	$(BIN)/edgesam-deploy train demo --out out/demo
+
+docs: $(TOOLKITS) ## the documentation site, strictly, into out/site
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/python -m release.catalogue
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+package-check: ## build wheel and sdist, install them into fresh environments and use them; EXTRAS="torch demo", or every
+	$(PYTHON) -m release.check_package $(EXTRAS)
 
 clean:
 	rm -rf .venv out .mypy_cache .ruff_cache .pytest_cache

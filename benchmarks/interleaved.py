@@ -29,6 +29,8 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from edgesam_deploy.devices.runner import cpu_model
+
 AGAIN = "baseline again (A/A)"
 AGAIN_TOLERANCE = 0.05
 STARVED = 0.85  # of the threads' number: with the machine to itself the baseline's CPU time is 0.97 of wall x threads
@@ -242,7 +244,7 @@ class Machine:
     @classmethod
     def here(cls, packages: Sequence[str] = ("onnxruntime", "onnx", "torch", "numpy")) -> Machine:
         return cls(
-            cpu=_cpu_model(),
+            cpu=cpu_model(),
             cores=os.cpu_count() or 1,
             date=datetime.now(UTC).date().isoformat(),
             system=f"{platform.system()} {platform.machine()}",
@@ -252,12 +254,6 @@ class Machine:
     def __str__(self) -> str:
         versions = ", ".join(f"{name} {number}" for name, number in self.versions.items())
         return f"{self.cpu}, {self.cores} core(s), {self.system}, {self.date}; {versions}"
-
-
-def _cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()
 
 
 def write_json(path: Path, machine: Machine, comparisons: Sequence[Comparison], **more: Any) -> None:

@@ -27,7 +27,7 @@ from benchmarks.reference_export import COUNTS, PARTS, Part, count_operators, ex
 from edgesam_deploy.errors import BundleError, EdgeSamDeployError
 
 POINTS = 5
-GOAL = 0.97  # of the baseline's wall time; measured when this was written: 0.88 encoder, 0.89 to 0.93 decoder
+GOALS: dict[Part, float] = {"encoder": 0.92, "decoder": 0.70}  # of the baseline's wall time, at most
 CALLS: dict[Part, int] = {"encoder": 1, "decoder": 3}  # of about 200 ms and 30 ms
 SAME_MASKS = 1e-3  # relative L2: fp32 graphs of one function differ by 1e-6, other weights by 1
 REFERENCE, OURS = "reference export", "edgesam-deploy"
@@ -48,20 +48,20 @@ class Result:
 
     @property
     def verdict(self) -> str:
-        return self.comparison.verdict(OURS, GOAL)
+        return self.comparison.verdict(OURS, GOALS[self.part])
 
     def sentence(self) -> str:
         """One line: the ratio, the goal and whether it is reached."""
         ours, again = self.comparison[OURS], self.comparison.again
         return (
-            f"{self.part}: ratio {ours.wall} by wall clock, {ours.cpu} by CPU time; goal {GOAL}: **{self.verdict}** "
-            f"(A/A {again.wall.median:.3f}; outputs {self.difference:.1e} apart in relative L2)"
+            f"{self.part}: ratio {ours.wall} by wall clock, {ours.cpu} by CPU time; goal {GOALS[self.part]}: "
+            f"**{self.verdict}** (A/A {again.wall.median:.3f}; outputs {self.difference:.1e} apart in relative L2)"
         )
 
     def json(self) -> dict[str, Any]:
         return {
             "part": self.part,
-            "goal": GOAL,
+            "goal": GOALS[self.part],
             "ratio": self.comparison[OURS].wall.median,
             "verdict": self.verdict,
             "outputs_relative_l2": self.difference,

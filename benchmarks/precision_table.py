@@ -76,9 +76,9 @@ def precisions_of(target: str) -> tuple[str, ...]:
 
 
 def ungated(target: Target) -> Target:
-    """The target, but ``build`` leaves measuring to the caller, so that a precision outside its bounds is written."""
+    """The target, but ``build`` leaves judging to the caller, so that a precision outside its bounds is written."""
     cls = type(target)
-    later = type(cls.__name__, (cls,), {"unmeasured": "measured by the benchmark"})
+    later = type(cls.__name__, (cls,), {"unmeasured": "measured by the benchmark", "half": "none"})
     return later(**{f.name: getattr(target, f.name) for f in fields(target)})  # type: ignore[no-any-return]
 
 

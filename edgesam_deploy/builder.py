@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgesam_deploy import __version__
-from edgesam_deploy.bundle import Bundle, check_output, draft, dump_json, open_bundle, write_manifest
+from edgesam_deploy.bundle import Bundle, check_output, draft, dump_json, hashed, open_bundle, write_manifest
 from edgesam_deploy.capture import capture, capture_twins, part_macs
 from edgesam_deploy.contract import IMAGE_ENCODER, Interface, SegmenterInterface, describe_tensors
 from edgesam_deploy.cost import LARGE
@@ -25,6 +25,7 @@ from edgesam_deploy.model.cwsam.configs import CwsamConfig
 from edgesam_deploy.model.cwsam.model import Cwsam
 from edgesam_deploy.model.sam import Sam
 from edgesam_deploy.model_card import model_card
+from edgesam_deploy.notices import NOTICE, SBOM, bundle_sbom, weights_notice
 from edgesam_deploy.ops import parts_report
 from edgesam_deploy.parity import SEEDS, Parity, few_pictures, measure, measure_on, shipped_pictures, unmeasured
 from edgesam_deploy.passes.engine import Engine, Pass, ProofMode, Step
@@ -101,7 +102,7 @@ def build(
         programs = capture(model, interface)
         macs = part_macs(model.config, interface)
     dumps = folder.resolve().with_name(folder.resolve().name + ".dump")
-    engine = Engine(proof, None, dumps, progress, keep_aten=chosen.half != "none")
+    engine = Engine(proof, None, dumps, progress, keep_aten=bool(rest) or chosen.half != "none")
     twins = {} if proof == "off" else capture_twins(model, interface, macs)
     with timings.stage("passes"):
         programs, twins = _jointly(engine, programs, twins, chosen.joint_pipeline(model.config))
@@ -141,7 +142,10 @@ def build(
         (place / "README.md").write_text(model_card(content))
         chosen.integrate(place, content)
         programs.clear()  # gigabytes, in large models; parity needs the room
-        write_manifest(place, content)
+        (place / NOTICE).write_text(weights_notice(content))
+        files_so_far = hashed(place)
+        (place / SBOM).write_text(dump_json(bundle_sbom({**content, "files": files_so_far})))
+        write_manifest(place, content, files_so_far)
         with timings.stage("parity"):
             parity = _measured(model, place, chosen, pictures, progress)
         _gate(parity, strict=strict)

@@ -2,7 +2,7 @@
 
     encoder.<ext>  decoder.<ext>    the artifact                 manifest.json  what it is, hashes of everything above
     ops.json  README.md             what runs, the model card    timings.json parity.json bench.json report.html
-                                                                 quantization.json engines/
+    WEIGHTS_LICENSE.md  sbom.cdx.json                            quantization.json engines/
                                                                  later or varying, so neither hashed nor compared
 
 A build writes into a hidden folder beside the target and renames it at the end. The manifest is written last and hashes
@@ -257,14 +257,23 @@ def _os_errors(out: Path) -> Iterator[None]:
         raise
 
 
-def write_manifest(folder: Path, content: Mapping[str, Any]) -> dict[str, Any]:
-    """Hash every file of a draft and write its manifest, last. ``content`` is what the build says of itself."""
-    files = {
-        path.relative_to(folder).as_posix(): {"sha256": sha256_of(path), "bytes": path.stat().st_size}
+def hashed(folder: Path, known: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """SHA-256 and size of every file of a draft that is part of the bundle, by name; ``known`` ones are not read."""
+    names = {
+        path.relative_to(folder).as_posix(): path
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name not in UNHASHED and not _is_engine(folder, path)
     }
-    manifest: dict[str, Any] = {"schema": SCHEMA, **content, "files": files}
+    found = dict(known or {})
+    rest = {name: path for name, path in names.items() if name not in found}
+    return found | {name: {"sha256": sha256_of(path), "bytes": path.stat().st_size} for name, path in rest.items()}
+
+
+def write_manifest(folder: Path, content: Mapping[str, Any], known: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Hash every file of a draft but those ``known``, and write its manifest, last. ``content`` is what the build says
+    of itself.
+    """
+    manifest: dict[str, Any] = {"schema": SCHEMA, **content, "files": hashed(folder, known)}
     manifest["manifest_sha256"] = _self_hash(manifest)
     (folder / MANIFEST).write_text(dump_json(manifest))
     return manifest

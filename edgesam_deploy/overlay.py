@@ -57,6 +57,35 @@ def overlay_masks(
     return np.asarray(_grid(panels))
 
 
+def overlay_prompt(
+    picture: Picture,
+    mask: NDArray[np.bool_] | None,
+    points: Sequence[Sequence[float]],
+    box: Sequence[float] | None,
+) -> Picture:
+    """The picture at its own size with one mask (H, W), if there is one, and the prompt: what a click answers with.
+
+    Integers and shifts instead of the panels' filters: milliseconds, for it is drawn at every click.
+    """
+    pixels = picture.copy()
+    if mask is not None:
+        pixels[mask] = (pixels[mask] >> 1) + (np.array(MASK, np.uint8) >> 1)
+        pixels[mask & ~_shrunk(mask, max(1, max(mask.shape) // 400))] = WHITE
+    panel = Image.fromarray(pixels)
+    _draw_prompt(panel, points, box, (1.0, 1.0))
+    return np.asarray(panel)
+
+
+def _shrunk(mask: NDArray[np.bool_], pixels: int) -> NDArray[np.bool_]:
+    """The mask without its outermost ``pixels``; the picture's border is no border of the mask."""
+    inner = mask.copy()
+    for axis in (0, 1):
+        for near, far in ((slice(pixels, None), slice(None, -pixels)), (slice(None, -pixels), slice(pixels, None))):
+            here, there = (near, far) if axis == 0 else ((slice(None), near), (slice(None), far))
+            inner[here] &= mask[there]
+    return inner
+
+
 def overlay_everything(picture: Picture, records: Sequence[Mapping[str, Any]], remark: str = "") -> Picture:
     """All masks over the picture, smaller ones on top, each in a colour of its own."""
     largest_first = sorted(records, key=lambda record: -int(record["area"]))

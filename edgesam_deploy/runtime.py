@@ -105,11 +105,12 @@ class BundlePredictor(PromptPredictor):
         return self._full if self.interface.io == "sam" else self.upscale(self._full)
 
     def encode(self, image: NDArray[np.uint8]) -> FloatArray | tuple[FloatArray, ...]:
-        outputs = self._encoder(self._encoder_inputs(image))
+        outputs = self._encoder(self.encoder_inputs(image))
         features = tuple(outputs[spec.name] for spec in self.interface.encoder_outputs())
         return features if len(features) > 1 else features[0]
 
-    def _encoder_inputs(self, image: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+    def encoder_inputs(self, image: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        """What the encoder takes for a picture (H, W, 3) uint8 RGB, by name: the host's part of the work."""
         if not self.interface.embed_preprocess:
             return {"image": self.preprocess(image)}
         size = self.image_size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
@@ -16,6 +17,17 @@ from edgesam_deploy.model.registry import load
 
 # the models here are small: a second thread only waits for the first, most of all beside a busy neighbour
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _translations_are_read_once():
+    """The exporter collects its 557 translations anew for every export: a second of every tiny build."""
+    from torch.onnx._internal.exporter._registration import onnxscript_apis
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnxscript_apis, "get_torchlib_ops", functools.cache(onnxscript_apis.get_torchlib_ops))
+        yield
+
 
 TINY = {
     "image_size": 256,

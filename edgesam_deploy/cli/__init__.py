@@ -13,16 +13,20 @@ from edgesam_deploy.cli import (
     bisect,
     build,
     data,
+    demo,
     evaluate,
+    explain,
     inspect,
     measure,
     operators,
     optimize,
     predict,
     ranges,
+    report,
     train,
 )
-from edgesam_deploy.errors import EdgeSamDeployError
+from edgesam_deploy.errors import EdgeSamDeployError, MissingToolkit
+from edgesam_deploy.toolkits import EXTRAS
 
 EPILOG = (
     "Exit codes: 0 done, 1 error, 2 usage, 3 a toolkit or device is missing, 4 parity failed, "
@@ -32,8 +36,9 @@ app = typer.Typer(
     name="edgesam-deploy",
     help="Deploy EdgeSAM-family models: trace, rewrite with proven passes, emit for edge runtimes, check against "
     "PyTorch."
-    "\n\nYou have a checkpoint (.pth): build, then run. You have an .onnx: ops tells what runs where, optimize "
-    "rewrites it. You have a bundle: check, verify, bench, run, everything.",
+    "\n\nYou have a checkpoint (.pth): build, then run. You have an .onnx: explain-file tells whose it is, ops what "
+    "runs where, optimize rewrites it. You have a bundle: check, verify, bench, report, run, "
+    "everything, demo.",
     epilog=EPILOG,
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -46,7 +51,10 @@ bisect.register(app)
 ranges.register(app)
 predict.register(app)
 operators.register(app)
+explain.register(app)
+demo.register(app)
 measure.register(app)
+report.register(app)
 data.register(app)
 train.register(app)
 evaluate.register(app)
@@ -80,6 +88,12 @@ def main() -> None:
     except EdgeSamDeployError as e:
         print(f"error: {e}", file=sys.stderr)
         sys.exit(e.exit_code)
+    except ModuleNotFoundError as e:
+        extra = EXTRAS.get((e.name or "").split(".")[0])
+        if extra is None:
+            raise
+        print(f"error: this needs {e.name}: pip install 'edgesam-deploy[{extra}]'", file=sys.stderr)
+        sys.exit(MissingToolkit.exit_code)
     except OSError as e:
         if not isinstance(e, BrokenPipeError):  # the reader of a pipe went away: nobody to tell
             where = f"{e.filename}: " if e.filename else ""

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from edgesam_deploy.cli import names
 from edgesam_deploy.cli.console import JSON_HELP, note, print_json, say, stdout
-from edgesam_deploy.errors import UnknownName, UsageError
+from edgesam_deploy.errors import EdgeSamDeployError, UnknownName, UsageError
 
 if TYPE_CHECKING:
     from edgesam_deploy.passes.engine import Pass
@@ -40,13 +40,17 @@ def models(json: Json = False) -> None:
 
 def targets(json: Json = False) -> None:
     """List the targets, what each needs, and whether that is installed."""
-    from edgesam_deploy.targets import TARGETS, target_class
+    from edgesam_deploy.targets import target_class, target_names
     from edgesam_deploy.toolkits import is_installed
 
-    rows = {}
-    for name in TARGETS:
-        cls = target_class(name)
-        missing = [t for t in (*cls.toolkits, *cls.runtime) if not is_installed(t)]
+    rows: dict[str, dict[str, Any]] = {}
+    for name in target_names():
+        try:
+            cls = target_class(name)
+        except EdgeSamDeployError as e:  # of a plug-in
+            rows[name] = {"summary": str(e), "missing": ["a working plug-in"], "options": []}
+            continue
+        missing = [t for t in dict.fromkeys((*cls.toolkits, *cls.runtime)) if not is_installed(t)]
         rows[name] = {"summary": cls.summary, "missing": missing, "options": [f.name for f in cls.option_fields()]}
     if json:
         print_json(rows)
@@ -67,7 +71,7 @@ def passes(
     """List a target's pipeline with each pass's reason, or explain one pass of the library."""
     pipeline = _pipeline(target)
     if name is not None:
-        known = _library() | {p.name: p for p in pipeline}
+        known = library() | {p.name: p for p in pipeline}
         if name not in known:
             raise UnknownName("pass", name, known)
         _explain(known[name], json=json)
@@ -90,7 +94,7 @@ def _pipeline(target: str) -> tuple[Pass, ...]:
     return make_target(target).pipeline(model_config("edge_sam"))
 
 
-def _library() -> dict[str, Pass | JointPass]:
+def library() -> dict[str, Pass | JointPass]:
     """Every pass that is one without being told sizes or versions, in a pipeline or not; aten's where both have one."""
     from edgesam_deploy.passes import aten, onnx
     from edgesam_deploy.passes.engine import Pass
@@ -133,19 +137,32 @@ def _on_edge_sam(name: str) -> list[dict[str, Any]]:
     return [row for row in rows if row["pass"] == name and row["sites"]]
 
 
-def doctor(json: Json = False) -> None:
-    """Say what is installed, what is missing, and how to get it."""
+def doctor(
+    quick: Annotated[bool, typer.Option("--quick", help="Do not try to import what is installed.")] = False,
+    json: Json = False,
+) -> None:
+    """Say what is installed, whether it can be used, what is missing, and how to get it.
+
+    Usable is what a fresh interpreter imports without an error; that takes seconds where the toolkits are installed.
+    """
     from edgesam_deploy.doctor import examine
 
-    found = examine()
+    found = examine(imports=not quick)
     if json:
         print_json(found)
         return
     for key, value in found["machine"].items():
         say(f"{key}: {value}")
-    table = Table("for", "package", "installed", "to get it")
+    words = {True: "yes", False: "no", None: ""}
+    table = Table("for", "package", "installed", "usable", "to get it, or what is wrong")
     for row in found["packages"]:
-        table.add_row(row["for"], row["package"], row["version"] or "no", "" if row["version"] else row["install"])
+        advice = row["fault"] if row["version"] else row["install"]
+        table.add_row(row["for"], row["package"], row["version"] or "no", words[row["usable"]], advice)
+    stdout().print(table)
+    table = Table("target", "builds here", "runs here", "to get it, or what is wrong")
+    for row in found["targets"]:
+        lacking = [", ".join(row[key]) for key in ("missing_to_build", "missing_to_run")]
+        table.add_row(row["target"], *(f"no: needs {names}" if names else "yes" for names in lacking), row["install"])
     stdout().print(table)
 
 

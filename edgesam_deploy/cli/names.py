@@ -12,17 +12,17 @@ def models(incomplete: str) -> list[str]:
 
 def targets(incomplete: str) -> list[str]:
     """Targets."""
-    from edgesam_deploy.targets import TARGETS
+    from edgesam_deploy.targets import target_names
 
-    return [name for name in TARGETS if name.startswith(incomplete)]
+    return [name for name in target_names() if name.startswith(incomplete)]
 
 
 def report_targets(incomplete: str) -> list[str]:
     """Targets of the operator report, the last of a list."""
-    from edgesam_deploy.targets.rules import ALIASES, REPORTS
+    from edgesam_deploy.targets.rules import ALIASES, report_names
 
     before, comma, last = incomplete.rpartition(",")
-    return [f"{before}{comma}{name}" for name in (*REPORTS, *ALIASES, "all") if name.startswith(last)]
+    return [f"{before}{comma}{name}" for name in (*report_names(), *ALIASES, "all") if name.startswith(last)]
 
 
 def checkpoints(incomplete: str) -> list[str]:

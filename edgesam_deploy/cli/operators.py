@@ -105,13 +105,13 @@ def _files(subject: str) -> list[Path] | None:
 def _own_target(subject: Path) -> str:
     """What a bundle was built for, or what runs a file of its kind; ``onnx`` where that has no rules."""
     from edgesam_deploy.bundle import open_bundle
-    from edgesam_deploy.targets.rules import ALIASES, REPORTS
+    from edgesam_deploy.targets.rules import ALIASES, report_names
 
     if subject.suffix in OWN or not subject.is_dir():
         return OWN.get(subject.suffix, "onnx")
     bundle = open_bundle(subject)
     profile = bundle.manifest.get("options", {}).get("profile")
-    return next((name for name in (profile, bundle.target) if name in REPORTS or name in ALIASES), "onnx")
+    return next((name for name in (profile, bundle.target) if name in report_names() or name in ALIASES), "onnx")
 
 
 def _own_targets(subject: Path) -> list[str]:

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import typer
 
 from edgesam_deploy.cli import names
-from edgesam_deploy.errors import UsageError
-from edgesam_deploy.targets import TARGETS, target_class
+from edgesam_deploy.errors import EdgeSamDeployError, UsageError
+from edgesam_deploy.targets import TARGETS, target_class, target_names
 
 PANEL = "Options of the target"
 
@@ -36,8 +36,13 @@ Config = Annotated[
 def target_options() -> dict[str, tuple[Field[Any], Any, list[str]]]:
     """Option name -> its field, its type, and the targets that have it."""
     found: dict[str, tuple[Field[Any], Any, list[str]]] = {}
-    for target in TARGETS:
-        cls = target_class(target)
+    for target in target_names():
+        try:
+            cls = target_class(target)
+        except EdgeSamDeployError:
+            if target in TARGETS:
+                raise
+            continue  # a broken plug-in is told to those who ask for it, and by: targets, doctor
         hints = get_type_hints(cls)
         for field in cls.option_fields():
             first, kind, targets = found.get(field.name, (field, hints[field.name], []))
@@ -74,7 +79,7 @@ def with_target_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def _parameter(name: str, field: Field[Any], kind: Any, targets: list[str]) -> inspect.Parameter:
     default = "" if field.default in (None, False) else f" Default {field.default}."
-    text = field.metadata["help"] + default + ("" if len(targets) == len(TARGETS) else f" ({', '.join(targets)})")
+    text = field.metadata["help"] + default + ("" if len(targets) >= len(TARGETS) else f" ({', '.join(targets)})")
     flag = "--" + name.replace("_", "-")
     if kind is bool:
         annotation: Any = Annotated[

@@ -32,7 +32,7 @@ def register(app: typer.Typer) -> None:
 
 def run(
     bundle: Annotated[Path, typer.Argument(help="Folder of a bundle.")],
-    image: Annotated[Path, typer.Argument(help="A picture.")],
+    image: Annotated[Path, typer.Argument(help="A picture, or a folder of them.")],
     out: Out,
     point: Annotated[
         list[str] | None,
@@ -47,6 +47,12 @@ def run(
     overlap: Annotated[
         int | None, typer.Option(help="Semantic models: pixels that tiles share. Default: a quarter of the side.")
     ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="A folder's prompts as JSON: of our own layout, or COCO's annotations.")
+    ] = None,
+    boxes_from: Annotated[
+        str | None, typer.Option(help="A detector that proposes boxes: regions, or a plug-in's name.")
+    ] = None,
     provider: Provider = "cpu",
     threads: Threads = 0,
     json: Json = False,
@@ -54,8 +60,12 @@ def run(
     """Segment what the prompts mean: mask PNGs, an overlay picture and result.json into OUT.
 
     A semantic model (cwsam*) takes no prompts and gives every pixel a class: classes.png, confidence.png, overlay.
+
+    A folder is segmented picture by picture, by the same prompts, by --prompts, or by --boxes-from: results.json into
+    OUT, in COCO's results format. The same command goes on where it was stopped.
     """
     from edgesam_deploy.bundle import dump_json
+    from edgesam_deploy.cli.many import Asked, run_many
     from edgesam_deploy.cli.results import OVERLAY, RESULT, check_results, mask_file, results
     from edgesam_deploy.cli.segment import run_segmenter
     from edgesam_deploy.model.prompts import check_inside
@@ -65,6 +75,12 @@ def run(
 
     points = [_numbers("--point", text, "x,y[,label]", (2, 3)) for text in point or []]
     corners = None if box is None else _numbers("--box", box, "x0,y0,x1,y1", (4,))
+    if image.is_dir() or prompts is not None or boxes_from is not None:
+        if tiles is not None or overlap is not None:
+            raise UsageError("--tiles and --overlap belong to one picture at a time")
+        asked = Asked(bundle, image, out, points, corners, masks, prompts, boxes_from)
+        run_many(asked, provider=provider, threads=threads, json=json)
+        return
     check_results(out, image)
     picture = read_image(image)
     if is_semantic(bundle):
@@ -91,9 +107,9 @@ def run(
         point_coords=[p[:2] for p in points] or None,
         point_labels=[p[2] if len(p) == 3 else 1 for p in points] or None,
         box=corners,
-        num_multimask_outputs=_mask_count(predictor, masks),
+        num_multimask_outputs=mask_count(predictor, masks),
     )
-    remark = _note_weights(predictor.bundle)
+    remark = note_weights(predictor.bundle)
 
     result = {
         "image": readable_name(image),
@@ -130,7 +146,7 @@ def _described(masks: NDArray[np.bool_], scores: NDArray[np.float32]) -> dict[st
     return described
 
 
-def _mask_count(predictor: BundlePredictor, asked: int | None) -> int:
+def mask_count(predictor: BundlePredictor, asked: int | None) -> int:
     """1 for an artifact that answers with one mask, else 3 unless asked otherwise."""
     single = predictor.interface.mask_count == 1
     if single and asked not in (None, 1):
@@ -190,7 +206,7 @@ def everything(
                 progress(f"prompt {done} of {total}")
 
         records = generator.generate(picture, progress=report)
-    remark = _note_weights(predictor.bundle)
+    remark = note_weights(predictor.bundle)
     weights = predictor.bundle.manifest["weights"]
     result = {"image": readable_name(image), "weights": weights, "masks": records}
     with results(out) as folder:
@@ -215,7 +231,7 @@ def _numbers(flag: str, text: str, form: str, counts: tuple[int, ...]) -> list[f
     return numbers
 
 
-def _note_weights(bundle: Bundle) -> str:
+def note_weights(bundle: Bundle) -> str:
     """Say on stderr that the weights are random, where they are; the remark for the picture."""
     weights = bundle.manifest["weights"]
     if weights["source"] != "seeded":

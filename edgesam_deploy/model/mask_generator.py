@@ -130,7 +130,7 @@ class SamAutomaticMaskGenerator:
     * ``crop_n_points_downscale_factor``: layer i has ``points_per_side / factor**i`` points a side.
     * ``point_grids``: per layer an (n, 2) array of (x, y) in 0..1, instead of ``points_per_side``.
     * ``min_mask_region_area``: fill holes and drop islands of fewer original pixels (needs SciPy); 0 for none.
-    * ``output_mode``: ``binary_mask``, ``uncompressed_rle`` or ``coco_rle`` (needs pycocotools).
+    * ``output_mode``: ``binary_mask``, ``uncompressed_rle`` or ``coco_rle``.
 
     and beyond them:
 

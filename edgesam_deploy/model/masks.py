@@ -1,6 +1,6 @@
 """Masks as data: run lengths, boxes, suppression, grids of points, crops, small regions.
 
-NumPy only; SciPy and pycocotools are imported where they are used. Boxes are (x0, y0, x1, y1) in *inclusive* pixel
+NumPy only; SciPy is imported where it is used. Boxes are (x0, y0, x1, y1) in *inclusive* pixel
 coordinates, as in segment-anything: the width ``x1 - x0`` is one less than the number of pixel columns. Masks are
 (H, W) bool.
 
@@ -22,7 +22,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from edgesam_deploy.errors import PromptError, UsageError
-from edgesam_deploy.toolkits import require
 
 Box = tuple[int, int, int, int]
 
@@ -81,10 +80,18 @@ def rle_area(rle: RLE) -> int:
 
 
 def rle_to_coco(rle: RLE) -> CocoRLE:
-    """Compressed run lengths by pycocotools. Raises MissingToolkit where that is not installed."""
-    coco = require("pycocotools.mask", "COCO's compressed RLE")
-    packed = coco.frPyObjects(rle, *rle["size"])
-    return {"size": [int(side) for side in packed["size"]], "counts": packed["counts"].decode("ascii")}
+    """Compressed run lengths: each count less the one two before it (from the fourth on), five bits to a character."""
+    counts = rle["counts"]
+    text = bytearray()
+    for index, count in enumerate(counts):
+        rest = count - counts[index - 2] if index > 2 else count
+        while True:
+            bits, rest = rest & 31, rest >> 5
+            last = rest == (-1 if bits & 16 else 0)  # the fifth bit is the sign of what follows
+            text.append(48 + bits + (0 if last else 32))
+            if last:
+                break
+    return {"size": [int(side) for side in rle["size"]], "counts": text.decode("ascii")}
 
 
 # --- boxes -----------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from edgesam_deploy.errors import UsageError
 from edgesam_deploy.ops.onnx_graph import Graph
 from edgesam_deploy.ops.placement import Placement, placed
-from edgesam_deploy.targets.rules import REPORTS, SEVERITY, RuleTable, Status, Use, Verdict, report_table
+from edgesam_deploy.targets.rules import SEVERITY, RuleTable, Status, Use, Verdict, report_names, report_table
 
 SCHEMA = 1
 ALL = "all"
@@ -93,7 +93,7 @@ def report(
 ) -> OpsReport:
     """Judge every node of a file by the rules of each target; ``all`` stands for every one that speaks its vocabulary.
 
-    title: how the report calls the file, instead of by its name. rules: another table for a target than REPORTS says.
+    title: how the report calls the file, instead of by its name. rules: another table for a target than its own.
     Raises UnknownName for a target, UsageError for a file that is missing, truncated, or of a kind that has no reader.
     """
     path = Path(model_path)
@@ -103,7 +103,7 @@ def report(
     tables = {name: report_table((rules or {}).get(name, name)) for name in names if name != ALL}
     graph = read(path)
     if ALL in names:
-        every = {name: report_table(name) for name in REPORTS}
+        every = {name: report_table(name) for name in report_names()}
         tables |= {name: table for name, table in every.items() if table.speaks(graph.vocabulary)}
     for name, table in tables.items():
         if not table.speaks(graph.vocabulary):

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgesam_deploy.ops.judge import ALL, OpsReport, report
-from edgesam_deploy.targets import TARGETS, make_target
-from edgesam_deploy.targets.rules import ALIASES, REPORTS, report_table
+from edgesam_deploy.targets import make_target, target_names
+from edgesam_deploy.targets.rules import ALIASES, report_names, report_table
 
 if TYPE_CHECKING:
     from edgesam_deploy.model.cwsam.model import Cwsam
@@ -27,7 +27,7 @@ def model_reports(
 
     Raises UnknownName for a target, UsageError for a model that a pipeline cannot take.
     """
-    names = tuple(REPORTS) if ALL in targets else tuple(dict.fromkeys(targets))
+    names = tuple(report_names()) if ALL in targets else tuple(dict.fromkeys(targets))
     for name in names:
         report_table(name)  # an unknown one is said before anything is captured
     groups: dict[str, tuple[Target, list[str]]] = {}
@@ -48,7 +48,7 @@ def _pipeline_for(name: str) -> tuple[str, Target]:
     asked = ALIASES.get(name, name)
     if asked in PROFILES:
         return f"npu ({asked})", make_target("npu", **({} if asked == "tv" else {"profile": asked}))
-    if asked in TARGETS:
+    if asked in target_names():
         target = make_target(asked)
         if target.extension.endswith("onnx"):
             return asked, target

@@ -72,7 +72,7 @@ def _file(report: OpsReport) -> Iterator[str]:
     opsets = ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in sorted(report.opsets.items()))
     yield f"<h2>{escape(report.file)}</h2>"
     yield f"<p>opset {escape(opsets)}</p>" if opsets else ""
-    yield from _overview(report)
+    yield from overview(report)
     for target in report.targets:
         rows = [row for row in report.rows if row.target == target]
         table = report_table(target)
@@ -90,7 +90,8 @@ def _anchor(report: OpsReport, target: str) -> str:
     return escape(f"{report.file}-{target}", quote=True).replace(" ", "-")
 
 
-def _overview(report: OpsReport) -> Iterator[str]:
+def overview(report: OpsReport, *, links: bool = True) -> Iterator[str]:
+    """A row per target: how many nodes are supported, partly, unknown, not; ``links`` to the target's own table."""
     heads = "".join(f"<th>{status}</th>" for status in SEVERITY)
     yield f"<table><thead><tr><th>target</th><th></th>{heads}</tr></thead><tbody>"
     for target, totals in report.totals().items():
@@ -99,7 +100,7 @@ def _overview(report: OpsReport) -> Iterator[str]:
             f'<i class="{status}" style="width:{100 * totals[status] / every:.2f}%"></i>' for status in SEVERITY
         )
         cells = "".join(f'<td class="number">{totals[status]}</td>' for status in SEVERITY)
-        name = f'<a href="#{_anchor(report, target)}">{escape(target)}</a>'
+        name = f'<a href="#{_anchor(report, target)}">{escape(target)}</a>' if links else escape(target)
         yield f'<tr><td>{name}</td><td><span class="bar">{bar}</span></td>{cells}</tr>'
     yield "</tbody></table>"
 

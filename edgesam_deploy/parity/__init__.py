@@ -58,6 +58,7 @@ __all__ = [
     "mask_iou",
     "measure",
     "measure_on",
+    "model_of",
     "official_choice",
     "seeded_scene",
     "shipped_pictures",
@@ -194,7 +195,7 @@ def check(
 
     bundle = verify(path)
     if model is None:
-        model = _model_of(bundle.manifest, checkpoint)
+        model = model_of(bundle.manifest, checkpoint)
     artifact = open_artifact(path, provider)
     known = (bundle.read_json("calibration.json") or {}).get("pictures", {})
     slow = target_class(bundle.target).slow_to_run and not full
@@ -210,7 +211,8 @@ def check(
     return parity
 
 
-def _model_of(manifest: Mapping[str, Any], checkpoint: str | Path | None) -> Sam | Cwsam:
+def model_of(manifest: Mapping[str, Any], checkpoint: str | Path | None) -> Sam | Cwsam:
+    """The model that a bundle was built from. Raises UsageError without its checkpoint, CheckpointError for another."""
     from edgesam_deploy.errors import CheckpointError, UsageError
     from edgesam_deploy.model.registry import load
 

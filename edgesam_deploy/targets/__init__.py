@@ -1,4 +1,4 @@
-"""Target names and where their classes live; a class is imported when it is asked for."""
+"""Target names and where their classes live; a class is imported when it is asked for. Plug-ins add to them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from dataclasses import fields
 from importlib import import_module
 from typing import Any
 
-from edgesam_deploy.errors import UnknownName, UsageError
+from edgesam_deploy import plugins
+from edgesam_deploy.errors import EdgeSamDeployError, UnknownName, UsageError
 from edgesam_deploy.targets.base import Target
 
 TARGETS: dict[str, str] = {
@@ -19,12 +20,28 @@ TARGETS: dict[str, str] = {
 }
 
 
+def target_names() -> list[str]:
+    """The targets here, those of plug-ins last."""
+    return [*TARGETS, *(name for name in plugins.plugins(plugins.TARGETS) if name not in TARGETS)]
+
+
 def target_class(name: str) -> type[Target]:
-    """The class of a target. Raises UnknownName, which lists the closest names."""
+    """The class of a target. Raises UnknownName, which lists the closest names; EdgeSamDeployError for a plug-in that
+    is none.
+    """
+    if name not in target_names():
+        raise UnknownName("target", name, target_names())
     if name not in TARGETS:
-        raise UnknownName("target", name, TARGETS)
+        return _of_plugin(name)
     module, _, attribute = TARGETS[name].partition(":")
     found: type[Target] = getattr(import_module(module), attribute)
+    return found
+
+
+def _of_plugin(name: str) -> type[Target]:
+    found = plugins.load_plugin(plugins.TARGETS, name)
+    if not (isinstance(found, type) and issubclass(found, Target) and found.name == name):
+        raise EdgeSamDeployError(f"the plug-in {name} is not a Target whose name is {name!r}; repair or uninstall it")
     return found
 
 

@@ -109,7 +109,6 @@ class NpuTarget(OnnxTarget):
             aten.fold_dyt_affine,
             aten.legalize_bicubic,
             aten.eliminate_dead_rows,  # of the prompt's tokens, after the last attention
-            aten.absorb_channel_offset,  # the vector that stands for no mask
             aten.limit_rank,
             *((aten.hoist_positional_encoding,) if self.io == "edgesam-npu" else ()),  # no Sin, no Cos
             *(() if profile.comparisons else (aten.boolean_to_float,)),  # no Equal, no Cast from bool

@@ -134,6 +134,11 @@ def refused(code, words, *arguments):
         (["ranges", "edge_sam", "--image-size", "1000"], ["image_size 1000", "multiple of 64"]),
         (["ranges", "edge_sam", "--out", "."], ["--out .", "is a folder"]),
         (["bench", ".", "--runs", "0"], ["--runs", "greater than or equal to 1"]),
+        (["bench", ".", "--runs", "3", "--seconds", "1"], ["--runs and --seconds exclude each other"]),
+        (["bench", ".", "--fail-on", "10%"], ["--fail-on 10%", "--compare"]),
+        (["bench", ".", "--compare", "none.json"], ["--compare none.json", "No such file"]),
+        (["bench", ".", "--points", "1,x"], ["--points 1,x", "such as 1,2,5"]),
+        (["bench", ".", "--prompts", "4,4"], ["--prompts 4,4", "different numbers from 1 to 1024"]),
         (["ops", "missing.onnx"], ["missing.onnx", "give one of .onnx, .tflite, .mlpackage, the folder of a bundle"]),
         (["ops", "--fail-on", "sometimes", "x.onnx"], ["--fail-on sometimes", "unsupported or partial"]),
     ],
@@ -414,7 +419,7 @@ def test_a_read_only_bundle(place, bundles):
         found = edgesam_deploy("bench", "disk/bundle", "--runs", "1", "--json")
         assert found.code in (ERROR, USAGE)
         assert "Read-only file system" in found.err
-        assert json.loads(found.out)["stages"]  # what was measured is shown all the same
+        assert json.loads(found.out)["bundles"][0]["stages"]  # what was measured is shown all the same
         assert contents(place) == before
         assert edgesam_deploy("verify", "disk/bundle").code == DONE
 

@@ -140,13 +140,20 @@ def test_bench(bundles):
     assert found.code == DONE
     result = json.loads(found.out)
     assert result == json.loads((bundles().path / "bench.json").read_text())
-    assert [row["stage"] for row in result["stages"]] == [
-        "preprocess", "preprocess + encoder", "decoder", "upscale 3 masks", "click to masks", "end to end"
+    (bundle,) = result["bundles"]
+    assert [row["stage"] for row in bundle["stages"]] == [
+        "preprocess", "encoder", "prompt encoding, 1 point", "decoder, 1 point", "prompt encoding, 2 points",
+        "decoder, 2 points", "prompt encoding, 5 points", "decoder, 5 points", "decoder, 16 prompts",
+        "postprocess, 3 masks", "click to masks", "end to end",
     ]  # fmt: skip
-    for row in result["stages"]:
-        assert 0 < row["min"] <= row["p50"] <= row["p90"] <= row["p99"]
-        assert row["runs"] == 3
-    assert result["threads"] == 1
+    for row in bundle["stages"]:
+        assert 0 < row["min"] <= row["p50"] <= row["p90"] <= row["p99"] <= row["max"]
+        assert row["runs"] == len(row["times"]) == 3
+        assert row["prompts"] == (16 if row["stage"] == "decoder, 16 prompts" else 1)
+    assert result["settings"]["threads"] == 1
+    cold = bundle["cold"]
+    assert 0 < cold["imported_ms"] < cold["loaded_ms"] < cold["encoded_ms"] < cold["answered_ms"]
+    assert cold["peak_rss_mb"] is None or cold["peak_rss_mb"] > 20
     table = edgesam_deploy("bench", bundles().path, "--runs", "1", "--warmup", "0")
     assert "end to end" in table.out
     assert edgesam_deploy("verify", bundles().path).code == DONE

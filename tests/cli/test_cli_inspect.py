@@ -15,17 +15,19 @@ from pathlib import Path
 
 import pytest
 import typer
-from command_line import COFFEE, DONE, edgesam_deploy, subprocess_of
+from command_line import COFFEE, DONE, MISSING, edgesam_deploy, subprocess_of
 
 import edgesam_deploy as package
+from edgesam_deploy import doctor
 from edgesam_deploy.cli import app
 from edgesam_deploy.model.configs import MODELS
 from edgesam_deploy.model.fetch import SOURCES
 
 FLAGS = Path(__file__).parents[1] / "data" / "cli_flags.json"
 COMMANDS = [
-    "models", "targets", "passes", "doctor", "fetch", "build", "check", "ops", "bench", "run", "everything", "verify",
-    "optimize", "bisect", "ranges", "data synthesize", "data check", "embed", "train", "eval",
+    "models", "targets", "passes", "doctor", "fetch", "build", "check", "ops", "bench", "report", "run", "everything",
+    "verify", "optimize", "bisect", "ranges", "data synthesize", "data check", "embed", "train", "eval",
+    "explain-file", "demo",
 ]  # fmt: skip
 
 
@@ -112,11 +114,23 @@ def test_a_bundle_is_used_without_pytorch(bundles, tmp_path):
     calls = [
         ["run", bundle, str(COFFEE), "--point", "9,9", "-o", str(tmp_path / "a")],
         ["everything", bundle, str(COFFEE), "--points-per-side", "1", "-o", str(tmp_path / "b")],
-        ["ops", bundle], ["bench", bundle, "--runs", "1", "--warmup", "0"], ["verify", bundle], ["doctor"],
+        ["ops", bundle], ["bench", bundle, "--runs", "1", "--warmup", "0"], ["verify", bundle], ["doctor", "--quick"],
     ]  # fmt: skip
     code = "import sys; sys.modules['torch'] = None\n" + LOADED.format(calls=calls, heavy={"onnxscript"})
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", [["build", "edge_sam"], ["check", "bundle"], ["ops", "edge_sam"]])
+def test_what_needs_pytorch_says_so_without_it(command, bundles, tmp_path):
+    command = [str(bundles().path) if word == "bundle" else word for word in command]
+    code = "import sys; sys.modules['torch'] = None; from edgesam_deploy.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert done.returncode == MISSING
+    assert "pip install 'edgesam-deploy[torch]'" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 # --- lists -----------------------------------------------------------------------------------------------------------
@@ -149,19 +163,41 @@ def test_passes():
 
 
 def test_doctor(monkeypatch):
+    tried = []
+    monkeypatch.setattr(
+        "edgesam_deploy.doctor.import_faults", lambda names: tried.extend(names) or dict.fromkeys(names, "")
+    )
     found = json.loads(edgesam_deploy("doctor", "--json").out)
     assert "CPUExecutionProvider" in found["machine"]["onnxruntime providers"]
     rows = {row["package"]: row for row in found["packages"]}
     assert rows["torch"]["version"]
+    assert rows["torch"]["usable"] is True
+    assert "torch" in tried
+    targets = {row["target"]: row for row in found["targets"]}
+    assert targets["onnx"] == {"target": "onnx", "missing_to_build": [], "missing_to_run": [], "install": ""}
     monkeypatch.setattr("edgesam_deploy.doctor.installed_version", lambda package: None)
-    assert "pip install 'edgesam-deploy[coreml]'" in edgesam_deploy("doctor").out
+    monkeypatch.setattr("edgesam_deploy.doctor.is_installed", lambda module: module == "torch")
+    text = edgesam_deploy("doctor").out
+    assert "pip install 'edgesam-deploy[coreml]'" in text
+    assert "no: needs coremltools" in text
 
 
 def test_doctor_survives_what_is_broken(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    found = edgesam_deploy("doctor")
+    found = edgesam_deploy("doctor", "--quick")
     assert found.code == DONE
     assert "onnxruntime cannot be imported" in found.out
+
+
+def test_doctor_tells_what_cannot_be_imported_and_goes_on(tmp_path, monkeypatch):
+    (tmp_path / "deadly_toolkit.py").write_text("import os; os._exit(7)")
+    (tmp_path / "raising_toolkit.py").write_text("raise RuntimeError('libnone.so.1 is missing')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    faults = doctor.import_faults(["json", "raising_toolkit", "deadly_toolkit", "colorsys"])
+    assert faults == {
+        "json": "", "raising_toolkit": "RuntimeError: libnone.so.1 is missing",
+        "deadly_toolkit": "the interpreter died (exit status 7)", "colorsys": "",
+    }  # fmt: skip
 
 
 def test_fetch(tmp_path, monkeypatch):
@@ -194,7 +230,7 @@ def test_ops(bundles):
 
 def every_command(bundle, out):
     return {
-        "models": ["models"], "targets": ["targets"], "passes": ["passes"], "doctor": ["doctor"],
+        "models": ["models"], "targets": ["targets"], "passes": ["passes"], "doctor": ["doctor", "--quick"],
         "one pass": ["passes", "fold_constants"], "fetch": ["fetch", "--list"], "verify": ["verify", bundle],
         "ops": ["ops", bundle], "bench": ["bench", bundle, "--runs", "1", "--warmup", "0"],
         "run": ["run", bundle, COFFEE, "--point", "9,9", "-o", out / "run"],
@@ -251,7 +287,7 @@ def test_no_color_is_honoured(bundles):
 def test_a_bar_on_a_terminal(bundles):
     shown = on_a_terminal("bench", bundles().path, "--runs", "1", "--warmup", "0")
     assert "end to end" in shown
-    assert re.search(r"\d/6", shown)  # which of how many steps
+    assert re.search(r"\d/13", shown)  # which of how many steps
 
 
 def test_results_and_progress_take_different_ways(bundles):

@@ -45,10 +45,11 @@ PLAIN = {
     "edge_sam_dyt": ("edge_sam_dyt", {}),
     "vit_b": ("vit_b", {}),
 }
+SLOW = {"vit_b"}
 HQ = ("edge_sam_dyt_hq", "sam_hq_vit_tiny")
 
 
-@pytest.fixture(scope="module", params=PLAIN)
+@pytest.fixture(scope="module", params=[pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in PLAIN])
 def golden(request):
     name, options = PLAIN[request.param]
     return *with_golden_weights(name, **options), np.load(DATA / f"{request.param}.seed0.npz")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from math import isclose
 from typing import Any
 
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 
-from edgesam_deploy.errors import MissingToolkit, PromptError, UsageError
+from edgesam_deploy.errors import PromptError, UsageError
 from edgesam_deploy.model.masks import (
     box_xyxy_to_xywh,
     crop_boxes,
@@ -89,13 +88,6 @@ def test_coco_rle_is_pycocotools_own(mask: NDArray[np.bool_]) -> None:
     assert json.dumps(packed)
     np.testing.assert_array_equal(coco.decode(packed), mask)
     assert packed["counts"] == coco.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"].decode()
-
-
-def test_missing_toolkits_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("pycocotools", "pycocotools.mask"):
-        monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(MissingToolkit, match=r"pip install 'edgesam-deploy\[train\]'"):
-        rle_to_coco({"size": [1, 1], "counts": [1]})
 
 
 # --- boxes -----------------------------------------------------------------------------------------------------------

@@ -63,6 +63,7 @@ def everything_is_large(monkeypatch):
     monkeypatch.setattr(builder, "LARGE", 1)
 
 
+@pytest.mark.slow
 def test_a_large_part_is_proved_on_its_twin(everything_is_large, tmp_path):
     model = load("vit_b", config=DEEP_VIT)
     bundle = builder.build(model, "onnx", tmp_path / "vit", pictures={"s": picture(150, 225, 10)})

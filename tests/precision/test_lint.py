@@ -30,8 +30,8 @@ SCENES = {"a": picture(150, 225, 10), "b": picture(180, 120, 3)}
 
 @pytest.fixture(scope="module")
 def prepared():
-    """``prepared(target, {name: function})``: a tiny EdgeSAM with these weights changed, its interface, and its programs
-    behind the target's aten passes.
+    """``prepared(target, {name: function})``: a tiny EdgeSAM with these weights changed, its interface, and its
+    programs behind the target's aten passes.
     """
     known = {}
 
@@ -84,7 +84,7 @@ def test_good_weights_pass(found, target):
 
 # the neck's deviations reach some 800, and the norm behind them makes the same of it: in fp32 nothing changes
 WIDE = {"image_encoder.neck.0.weight": lambda w: 80 * w}
-# the neck's first norm gives numbers of 1e-9, each of which becomes 0 in fp16, and what follows makes large ones of them
+# the neck's first norm gives numbers of 1e-9, each of which becomes 0 in fp16, and large ones are made of them
 FAINT = {
     "image_encoder.neck.1.weight": lambda w: 5e-9 * w,
     "image_encoder.neck.1.bias": lambda b: 5e-9 * b,

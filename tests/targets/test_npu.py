@@ -50,7 +50,7 @@ def built(tmp_path_factory):
 
 CASES = [
     ("edge_sam", {}),
-    ("edge_sam", {"scores": "stability"}),
+    pytest.param("edge_sam", {"scores": "stability"}, marks=pytest.mark.slow),
     pytest.param("edge_sam_dyt_hq", {}, marks=pytest.mark.slow),
 ]
 
@@ -72,7 +72,9 @@ def test_nothing_that_the_compiler_refuses(built, name, options):
 
 
 @pytest.mark.parametrize("name", ["edge_sam", pytest.param("edge_sam_dyt", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize(
+    "profile", [pytest.param(p, marks=() if p in ("generic", "tv") else pytest.mark.slow) for p in PROFILES]
+)
 def test_each_profile_is_judged_by_its_own_table_and_nothing_is_refused(lowered, name, profile, tmp_path):
     target = make_target("npu", profile=profile)
     assert target.opset == PROFILES[profile].opset

@@ -23,8 +23,9 @@ def absorb_channel_offset(program: Program) -> int:
                                           └── + linear(V, d)                └── + linear(V, d + c)
 
     Why: without a mask prompt the decoder adds one learned vector to all 4,096 pixels of the image's embedding, a pass
-    over 4 MB (0.012 of the decoder's time in ONNX Runtime), and the positions are a constant that is added next. All
-    readers must be of the three kinds. Exact up to the order of fp32 sums; the constants are computed in float64.
+    over 4 MB (0.012 of the decoder's time in ONNX Runtime), and the positions are a constant that is added next. Not
+    for phones: where the plain positions are read too, their sum is a second constant, 4.2 MB in fp32. All readers must
+    be of the three kinds. Exact up to the order of fp32 sums; the constants are computed in float64.
     Site = a sum.
     """
     sites = 0

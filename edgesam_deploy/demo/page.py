@@ -1,0 +1,141 @@
+"""The page, with gradio: what is on it and which of the session's methods each control calls.
+
+Nothing leaves the machine: analytics are off, fonts are the system's, and the server listens where it was told to.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from edgesam_deploy.demo.session import Limits, Session, Shown
+from edgesam_deploy.errors import EdgeSamDeployError
+from edgesam_deploy.model.base_predictor import PromptPredictor
+from edgesam_deploy.toolkits import require
+
+MODES = {"add inside": "inside", "add outside": "outside", "remove": "remove", "box (two corners)": "box"}
+MASKS = ("mask 0", "mask 1", "mask 2")
+FONT = ["system-ui", "sans-serif"]
+SAMPLES = Path(__file__).parents[1] / "photographs"
+HEAD = ("artifact", "mask", "score", "time")
+
+
+class Page:
+    """Builds the page for artifacts that are loaded, and serves it."""
+
+    def __init__(self, shown: tuple[Shown, ...], limits: Limits, remark: str = "") -> None:
+        self.gradio: Any = require("gradio", "the demo")
+        self.shown, self.limits, self.remark = shown, limits, remark
+        self.promptable = all(isinstance(entry.predictor, PromptPredictor) for entry in shown)
+        self.views = len(shown) + (len(shown) == 2 and self.promptable)
+
+    def serve(self, host: str, port: int) -> tuple[Any, str]:
+        """Listen in a thread; the app and its address. Raises OSError where the port is taken."""
+        gr = self.gradio
+        theme = gr.themes.Default(font=FONT, font_mono=["ui-monospace", "monospace"])
+        app = self.build()
+        app.queue(default_concurrency_limit=4)
+        _, url, _ = app.launch(
+            server_name=host,
+            server_port=port,
+            theme=theme,
+            share=False,
+            quiet=True,
+            prevent_thread_lock=True,
+            max_file_size=self.limits.file_bytes,
+            show_error=True,
+            enable_monitoring=False,
+            footer_links=[],
+        )
+        return app, url
+
+    def build(self) -> Any:
+        """The page as gradio's Blocks."""
+        gr = self.gradio
+        # what visitors upload and download is deleted an hour later
+        with gr.Blocks(title="edgesam-deploy", analytics_enabled=False, delete_cache=(600, 3600)) as app:
+            state = gr.State(lambda: Session(self.shown, self.limits))
+            names = " and ".join(entry.label for entry in self.shown)
+            gr.Markdown(f"## {names}\n{self.remark}")
+            with gr.Row():
+                upload = gr.UploadButton("Upload a picture", file_types=["image"], type="filepath", elem_id="upload")
+                sample = gr.Dropdown(
+                    sorted(p.stem for p in SAMPLES.glob("*.jpg")), label="or a sample", value=None, elem_id="sample"
+                )
+            mode = gr.Radio(list(MODES), value=next(iter(MODES)), label="A click does", visible=self.promptable)
+            with gr.Row():
+                pictures = [self._picture(index) for index in range(self.views)]
+            with gr.Row(visible=self.promptable):
+                chosen = gr.Radio(list(MASKS), value=MASKS[0], label="Mask", elem_id="mask")
+                clear = gr.Button("Clear the prompt", elem_id="clear")
+                side = gr.Slider(4, self.limits.points_per_side, value=8, step=1, label="Points a side")
+                everything = gr.Button("Everything", elem_id="everything")
+            table = gr.Dataframe(headers=list(HEAD), interactive=False, elem_id="scores")
+            apart = gr.Markdown(elem_id="difference")
+            with gr.Row(visible=self.promptable):
+                save_png = gr.Button("Mask as PNG", elem_id="png")
+                save_rle = gr.Button("Mask as COCO run lengths", elem_id="rle")
+                file = gr.File(label="Download", interactive=False, elem_id="file")
+            out = [state, *pictures, table, apart, chosen]
+            upload.upload(self._then(lambda s, path: s.load(path)), [state, upload], out)
+            sample.change(self._then(lambda s, name: name and s.load(SAMPLES / f"{name}.jpg")), [state, sample], out)
+            clear.click(self._then(lambda s: s.clear()), [state], out)
+            everything.click(self._then(lambda s, n: s.everything(int(n))), [state, side], out)
+            chosen.input(self._then(lambda s, name: s.choose(MASKS.index(name))), [state, chosen], out)
+            for picture in pictures:
+                picture.select(self._clicked(), [state, mode], out, show_progress="hidden")
+            save_png.click(self._saved("mask.png", lambda s: s.as_png()), [state], file)
+            save_rle.click(self._saved("mask.json", lambda s: s.as_rle().encode()), [state], file)
+        return app
+
+    def _picture(self, index: int) -> Any:
+        labels = [*(entry.label for entry in self.shown), "where they differ"]
+        return self.gradio.Image(
+            label=labels[index], interactive=False, format="jpeg", elem_id=f"picture{index}", buttons=["fullscreen"]
+        )
+
+    def _then(self, change: Callable[..., Any]) -> Callable[..., list[Any]]:
+        """A handler: change the session, then show it. What does not fit is said on the page and changes nothing."""
+
+        def handler(session: Session, *values: Any) -> list[Any]:
+            try:
+                change(session, *values)
+            except EdgeSamDeployError as e:
+                raise self.gradio.Error(str(e), print_exception=False) from e
+            return self._state(session)
+
+        return handler
+
+    def _clicked(self) -> Callable[..., list[Any]]:
+        select = self.gradio.SelectData
+
+        def clicked(session: Session, mode: str, event: Any) -> list[Any]:
+            x, y = event.index
+            return self._then(lambda s: s.click(x, y, MODES[mode]))(session)
+
+        clicked.__annotations__["event"] = select  # by the annotation gradio knows which argument the event is
+        return clicked
+
+    def _state(self, session: Session) -> list[Any]:
+        shown: list[Any] = [picture for _, picture in session.pictures()]
+        shown += [None] * (self.views - len(shown))
+        rows = session.rows() or [[""] * len(HEAD)]
+        return [session, *shown, rows, session.difference(), MASKS[min(session.chosen, len(MASKS) - 1)]]
+
+    def _saved(self, name: str, content: Callable[[Session], bytes]) -> Callable[[Session], str]:
+        def handler(session: Session) -> str:
+            try:
+                data = content(session)
+            except EdgeSamDeployError as e:
+                raise self.gradio.Error(str(e), print_exception=False) from e
+            path = Path(tempfile.mkdtemp(prefix="edgesam_deploy_demo_")) / name
+            path.write_bytes(data)
+            return str(path)
+
+        return handler
