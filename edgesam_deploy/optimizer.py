@@ -90,7 +90,7 @@ def legalization(target: str, precision: Precision | None = None) -> tuple[Pass,
     """
     if target not in LEGALIZATIONS:
         raise UnknownName("target", target, LEGALIZATIONS)
-    offered = PRECISIONS.get(target, ("fp32",))
+    offered = PRECISIONS.get(target, SINGLE)
     precision = precision or offered[0]
     if precision not in offered:
         raise UsageError(f"--precision {precision}: for {target} it is {' or '.join(offered)}")
@@ -132,6 +132,7 @@ LEGALIZATIONS: Mapping[str, tuple[Pass, ...]] = {
     "qnn": CLEAN,  # its compiler runs what the others refuse
     "tensorrt": CLEAN,
 }
+SINGLE: tuple[Precision, ...] = ("fp32",)
 PRECISIONS: Mapping[str, tuple[Precision, ...]] = {"tensorrt": ("fp16", "bf16", "fp32")}  # the first is the default
 OPSETS = {"npu": 11, "tv": 11, "rknn": 12, "generic": 11}  # where a target wants another than the file's
 # targets whose compilers want int64 only where ONNX requires it
@@ -182,7 +183,7 @@ def optimize(
     external = write_model(program.onnx, out, check=int64 != "force", target=target)
     return Optimized(
         str(source), str(out), target, opset_before, opset_of(program), int64,
-        precision or PRECISIONS.get(target, ("fp32",))[0], int64 != "force", sizes,
+        precision or PRECISIONS.get(target, SINGLE)[0], int64 != "force", sizes,
         before.total(), after.total(), dict(before), dict(after), proof, steps,
         time.perf_counter() - start, external,
     )  # fmt: skip
