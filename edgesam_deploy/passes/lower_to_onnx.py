@@ -49,6 +49,7 @@ def _lower(program: Program, opset: int, ir_version: int) -> int:
     model.ir_version = ir_version
     model.graph.name = program.name
     _name_outputs(model, program)
+    assert exported.exported_program is not None
     mark(model, exported.exported_program, program.islands)
     program.body = model
     return len(model.graph)
