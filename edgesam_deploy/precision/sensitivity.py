@@ -184,10 +184,10 @@ def in_bits(x: Tensor, bits: int, axis: int | None = None) -> Tensor:
         low, high = torch.clamp(x.amin(), max=0), torch.clamp(x.amax(), min=0)
         step = ((high - low) / (2**bits - 1)).clamp_min(1e-12)
         zero = torch.round(-low / step)
-        found: Tensor = (torch.clamp(torch.round(x / step) + zero, 0, 2**bits - 1) - zero) * step
-        return found
-    others = [d for d in range(x.dim()) if d != axis % x.dim()]
-    most = 2 ** (bits - 1) - 1
-    step = (x.abs().amax(others, keepdim=True) / most).clamp_min(1e-12)
-    found = torch.clamp(torch.round(x / step), -most, most) * step
-    return found
+        steps = torch.clamp(torch.round(x / step) + zero, 0, 2**bits - 1) - zero
+    else:
+        others = [d for d in range(x.dim()) if d != axis % x.dim()]
+        most = 2 ** (bits - 1) - 1
+        step = (x.abs().amax(others, keepdim=True) / most).clamp_min(1e-12)
+        steps = torch.clamp(torch.round(x / step), -most, most)
+    return torch.mul(steps, step)
