@@ -1,11 +1,13 @@
 """What each precision of a target costs in parity and saves in bytes: python -m benchmarks.precision_table TARGET ...
 
-    python -m benchmarks.precision_table coreml tflite
+    python -m benchmarks.precision_table coreml tflite tensorrt qnn
+    python -m benchmarks.precision_table tensorrt --model edge_sam_dyt
     python -m benchmarks.precision_table coreml --precisions palette4 --set deployment_target=iOS18
 
 Builds the model in every precision of the target (or in those named) at its own size and measures each artifact as
-``edgesam-deploy check --full`` does, whether it is within its bounds or not. Writes ``precision_<target>.{md,json}``
-after every row; a row that is measured again replaces the old one, others stay.
+``edgesam-deploy check --full`` does (qnn, whose emulator takes minutes a run: as ``check`` does), whether it is within
+its bounds or not, on pictures that calibration did not see. Writes ``precision_<target>.{md,json}`` after every row,
+and ``precision.md`` over all targets; a row that is measured again replaces the old one, others stay.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -64,6 +66,7 @@ class Row:
     executed: str
     weights: str
     machine: dict[str, Any]
+    names: list[str] = field(default_factory=list)  # of the pictures
 
 
 def precisions_of(target: str) -> tuple[str, ...]:
@@ -76,7 +79,7 @@ def ungated(target: Target) -> Target:
     """The target, but ``build`` leaves judging to the caller, so that a precision outside its bounds is written."""
     cls = type(target)
     later = type(cls.__name__, (cls,), {"unmeasured": "measured by the benchmark", "half": "none"})
-    return later(**target.options())  # type: ignore[no-any-return]
+    return later(**{f.name: getattr(target, f.name) for f in fields(target)})  # type: ignore[no-any-return]
 
 
 def measured(
@@ -84,7 +87,7 @@ def measured(
 ) -> Row:
     """Build into ``folder`` and measure, on the shipped photographs and seeded scenes unless ``pictures`` are given."""
     bundle = build(model, ungated(target), folder, proof="off", overwrite=True, progress=_told)
-    parity = check(folder, model, pictures=pictures, full=True, progress=_told)
+    parity = check(folder, model, pictures=pictures, full=not target.slow_to_run, progress=_told)
     return _row(bundle, parity, Machine.here((*target.tools, "torch", "numpy")))
 
 
@@ -113,6 +116,7 @@ def _row(bundle: Bundle, parity: Parity, machine: Machine) -> Row:
         executed=parity.executed,
         weights=parity.reference.split("; ", 1)[1],
         machine=asdict(machine),
+        names=list(dict.fromkeys(row.picture for row in parity.rows)),
     )
 
 
@@ -133,26 +137,44 @@ def _told(step: str) -> None:
 
 def markdown(target: str, rows: Sequence[Row]) -> str:
     """The table, a line per row, and what ran where."""
-    lines = [f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"]
-    for row in rows:
-        options = "".join(f", {name} {value}" for name, value in row.options.items())
-        claimed = row.verdict != "not verified"
-        cells = (
-            f"`{row.model}`", f"`{row.precision}`{options}",
-            " + ".join(f"{size:.2f}" for size in row.sizes.values()), f"{row.embeddings:.2e}", f"{row.logits:.2e}",
-            f"{row.scores:.2e}", f"{row.decided_mask_iou:.5f}", f"{row.mask_iou:.5f}", f"{row.flipped_pixels:.1e}",
-            f"{row.best_mask_flips} of {row.cases}", row.verdict,
-            f"{row.bound_relative_l2:.1e}, {row.bound_mask_iou}" if claimed else "nothing claimed",
-        )  # fmt: skip
-        lines.append(f"| {' | '.join(cells)} |")
-    ran = dict.fromkeys(f"- {r.executed}; {r.weights}; {Machine(**r.machine)}" for r in rows)
+    return _headed(f"Precisions of {target}", f"precision_table {target}", [COLUMNS, *map(_cells, rows)], rows)
+
+
+def overview(folder: Path) -> str:
+    """The table over every target that has been measured, from their files."""
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("precision_*.json"))]
+    rows = [(content["target"], Row(**entry)) for content in found for entry in content["rows"]]
+    rows.sort(key=lambda pair: (pair[1].model, pair[0]))
+    lines = [("target", *COLUMNS), *((target, *_cells(row)) for target, row in rows)]
+    return _headed("Precisions", "precision_table TARGET ...", lines, [row for _, row in rows])
+
+
+def _headed(title: str, command: str, lines: Sequence[Sequence[str]], rows: Sequence[Row]) -> str:
+    table = [f"| {' | '.join(cells)} |" for cells in lines]
+    table.insert(1, f"|{'---|' * len(lines[0])}")
+    ran = dict.fromkeys(
+        f"- {r.executed}; {r.weights}; {', '.join(r.names) or f'{r.pictures} pictures'}; {Machine(**r.machine)}"
+        for r in rows
+    )
     head = (
-        f"# Precisions of {target}\n\nWritten by `python -m benchmarks.precision_table {target}`. Artifact against "
+        f"# {title}\n\nWritten by `python -m benchmarks.{command}`. Artifact against "
         "fp32 PyTorch, the worst over all pictures and prompts; sizes by part, in the order of the parts; flipped "
         "pixels: share of the picture; other best mask: cases in which another mask has the best score. Defined in "
         "`edgesam_deploy/parity`.\n\n"
     )
-    return head + "\n".join(lines) + "\n\nWhat ran, weights, machine:\n\n" + "\n".join(ran) + "\n"
+    return head + "\n".join(table) + "\n\nWhat ran, weights, pictures, machine:\n\n" + "\n".join(ran) + "\n"
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    options = "".join(f", {name} {value}" for name, value in row.options.items())
+    claimed = row.verdict != "not verified"
+    return (
+        f"`{row.model}`", f"`{row.precision}`{options}",
+        " + ".join(f"{size:.2f}" for size in row.sizes.values()), f"{row.embeddings:.2e}", f"{row.logits:.2e}",
+        f"{row.scores:.2e}", f"{row.decided_mask_iou:.5f}", f"{row.mask_iou:.5f}", f"{row.flipped_pixels:.1e}",
+        f"{row.best_mask_flips} of {row.cases}", row.verdict,
+        f"{row.bound_relative_l2:.1e}, {row.bound_mask_iou}" if claimed else "nothing claimed",
+    )  # fmt: skip
 
 
 def save(folder: Path, target: str, row: Row) -> None:
@@ -166,6 +188,7 @@ def save(folder: Path, target: str, row: Row) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     data.write_text(json.dumps({"target": target, "rows": [asdict(r) for r in rows]}, indent=2) + "\n")
     text.write_text(markdown(target, rows))
+    (folder / "precision.md").write_text(overview(folder))
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

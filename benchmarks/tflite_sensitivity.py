@@ -24,8 +24,10 @@ from numpy.typing import NDArray
 from benchmarks.interleaved import Machine
 from edgesam_deploy.contract import Interface
 from edgesam_deploy.errors import EdgeSamDeployError, UsageError
+from edgesam_deploy.parity import shipped_pictures
 from edgesam_deploy.passes.execute import relative_l2
-from edgesam_deploy.precision.calibration import calibration_pictures, encoder_inputs
+from edgesam_deploy.precision.calibration import encoder_inputs
+from edgesam_deploy.precision.calibration_rows import HELD_OUT, calibration_set
 from edgesam_deploy.targets.quiet import quiet
 from edgesam_deploy.targets.signatures import ENCODE
 from edgesam_deploy.targets.tflite import flatbuffer
@@ -84,8 +86,8 @@ def embeddings(content: bytes, inputs: Sequence[Inputs]) -> tuple[list[NDArray[A
 
 def measure(content: bytes, interface: Interface) -> list[Row]:
     """A row per file, the fp32 one first."""
-    inputs = [encoder_inputs(interface, picture) for picture in calibration_pictures().values()]
-    *known, held_out = inputs
+    known = [encoder_inputs(interface, picture) for picture in calibration_set(None).pictures.values()]
+    held_out = encoder_inputs(interface, shipped_pictures()[HELD_OUT])
     tested = (known[0], held_out)
     expected, spent = embeddings(content, tested)
     rows = [Row("fp32", (), 0.0, 0.0, len(content) / 1e6, spent)]

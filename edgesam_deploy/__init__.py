@@ -33,6 +33,7 @@ _EXPORTS = {
     "check": "edgesam_deploy.parity",
     "load": "edgesam_deploy.model.registry",
     "open": "edgesam_deploy.runtime",
+    "quantize": "edgesam_deploy.quantizer",
     "ranges": "edgesam_deploy.precision.analyse",
     "read_image": "edgesam_deploy.model.transforms",
     "sam_model_registry": "edgesam_deploy.model.registry",
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from edgesam_deploy.model.transforms import read_image as read_image
     from edgesam_deploy.parity import check as check
     from edgesam_deploy.precision.analyse import ranges as ranges
+    from edgesam_deploy.quantizer import quantize as quantize
     from edgesam_deploy.runtime import BundlePredictor as BundlePredictor
     from edgesam_deploy.runtime import BundleSegmenter as BundleSegmenter
     from edgesam_deploy.runtime import open_artifact as open  # noqa: F401 - exported under that name

@@ -18,7 +18,7 @@ from edgesam_deploy.bundle import Bundle, check_output, draft, dump_json, hashed
 from edgesam_deploy.capture import capture, capture_twins, part_macs
 from edgesam_deploy.contract import IMAGE_ENCODER, Interface, SegmenterInterface, describe_tensors
 from edgesam_deploy.cost import LARGE
-from edgesam_deploy.errors import ParityError, UsageError
+from edgesam_deploy.errors import ParityError, UnknownName, UsageError
 from edgesam_deploy.memory import check_memory
 from edgesam_deploy.model.configs import SamConfig
 from edgesam_deploy.model.cwsam.configs import CwsamConfig
@@ -28,11 +28,14 @@ from edgesam_deploy.model_card import model_card
 from edgesam_deploy.notices import NOTICE, SBOM, bundle_sbom, weights_notice
 from edgesam_deploy.ops import parts_report
 from edgesam_deploy.parity import SEEDS, Parity, few_pictures, measure, measure_on, shipped_pictures, unmeasured
-from edgesam_deploy.passes.engine import Engine, ProofMode, Step
+from edgesam_deploy.passes.engine import Engine, Pass, ProofMode, Step
 from edgesam_deploy.passes.joint import JointPass, run_joint, run_joint_on_twin
 from edgesam_deploy.passes.program import Program
+from edgesam_deploy.precision.composed import aten_passes
 from edgesam_deploy.precision.lint import gate
 from edgesam_deploy.precision.mixed import keep_islands
+from edgesam_deploy.precision.quantisation import REPORT, keep_layers, report
+from edgesam_deploy.precision.sensitivity import LayerCost, sensitivity
 from edgesam_deploy.runtime import is_large, open_artifact
 from edgesam_deploy.targets import make_target
 from edgesam_deploy.targets.base import Target
@@ -65,6 +68,7 @@ def build(
     pictures: Mapping[str, NDArray[np.uint8]] | None = None,
     max_memory: int | None = None,
     progress: Callable[[str], None] = lambda _: None,
+    search: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Bundle:
     """Build ``model`` for ``target`` into the folder ``out`` (default ``out/<model>/<target>``) and return the bundle.
@@ -72,7 +76,7 @@ def build(
     options: the fields of the target's dataclass, e.g. ``points=8``. proof: how each pass is checked (``off``, ``fast``
     two inputs, ``full`` four). strict: also fail where parity could not be verified. pictures: what parity is measured
     on instead of the shipped photographs, (H, W, 3) uint8 RGB by name. max_memory: refuse what is estimated to take
-    more bytes; default: what is available.
+    more bytes; default: what is available. search: how the layers that are not quantised were found, for the report.
 
     A part above 200 GMAC has its parity measured on two pictures and, if it is a stack of transformer blocks, its
     passes proved on a twin of a few of them; the manifest says so.
@@ -88,6 +92,9 @@ def build(
     interface = chosen.interface(model.config)
     parts = interface.parts(promptable=model.promptable)
     check_memory(model.config, model.name, limit=max_memory, loaded=True)
+    first, rest = _stretches(chosen, model.config)
+    if dump_after is not None and dump_after not in (known := {step.name for step in (*first, *rest)}):
+        raise UnknownName("pass", dump_after, known)
     timings = Timings()
 
     with timings.stage("capture"):
@@ -95,21 +102,27 @@ def build(
         programs = capture(model, interface)
         macs = part_macs(model.config, interface)
     dumps = folder.resolve().with_name(folder.resolve().name + ".dump")
-    engine = Engine(proof, dump_after, dumps, progress, keep_aten=chosen.half != "none")
+    engine = Engine(proof, None, dumps, progress, keep_aten=bool(rest) or chosen.half != "none")
     twins = {} if proof == "off" else capture_twins(model, interface, macs)
     with timings.stage("passes"):
         programs, twins = _jointly(engine, programs, twins, chosen.joint_pipeline(model.config))
         if isinstance(interface, Interface):
             interface = interface.with_hoisted(programs[-1].inputs)
-        for index, program in enumerate(programs):
-            programs[index] = engine.run(program, chosen.pipeline(model.config), twin=twins.get(program.name))
-        del program
+        _run(engine, programs, first, twins, dump_after)
     with timings.stage("fp16 lint"):
         if chosen.mixes:
             _mix(programs, chosen, interface, macs, progress)
         gate(model, chosen, interface, engine.aten, macs, twin=bool(twins), progress=progress)
-        del twins
-        engine.aten.clear()
+    costs: list[LayerCost] = []
+    if chosen.quantises and not any(count > LARGE for count in macs.values()):
+        with timings.stage("sensitivity"):
+            costs = sensitivity(model, chosen, interface, programs, progress)
+    keep_layers(programs, chosen)
+    if rest:
+        with timings.stage("passes behind the lint"):
+            _run(engine, programs, rest, {name: engine.aten[name] for name in twins}, dump_after)
+    del twins
+    engine.aten.clear()
 
     with draft(folder, overwrite=overwrite) as place:
         with timings.stage("emit"):
@@ -138,8 +151,31 @@ def build(
         _gate(parity, strict=strict)
         unhashed = open_bundle(place)
         unhashed.write_json("parity.json", parity.to_json())
+        if chosen.quantises:
+            unhashed.write_json(REPORT, report(unhashed, chosen, costs, parity.to_json(), search))
         unhashed.write_json("timings.json", _timings(timings, engine.steps))
     return open_bundle(folder)
+
+
+def _stretches(target: Target, config: SamConfig | CwsamConfig) -> tuple[tuple[Pass, ...], tuple[Pass, ...]]:
+    """A target's passes up to where precision is looked at, before anything is lowered or typed, and the rest."""
+    pipeline = tuple(target.pipeline(config))
+    looked_at = target.half != "none" or target.quantises
+    first = aten_passes(pipeline) if looked_at else pipeline
+    return first, pipeline[len(first) :]
+
+
+def _run(
+    engine: Engine,
+    programs: list[Program],
+    passes: Sequence[Pass],
+    twins: Mapping[str, Program],
+    dump_after: str | None,
+) -> None:
+    """Replace the programs one by one: a large one before passes and one after them take gigabytes."""
+    engine.dump_after = dump_after if dump_after in {step.name for step in passes} else None
+    for index, program in enumerate(programs):
+        programs[index] = engine.run(program, passes, twin=twins.get(program.name))
 
 
 def _jointly(
@@ -189,13 +225,15 @@ def plan(config: SamConfig | CwsamConfig, target: Target) -> list[str]:
     """The steps of a build, in order, as they are reported to ``progress``."""
     macs = part_macs(config, target.interface(config))
     passes = [f"{' + '.join(macs)}: {step.name}" for step in target.joint_pipeline(config) if len(macs) == 2]
-    passes += [f"{part}: {step.name}" for part in macs for step in target.pipeline(config)]
+    first, rest = ([f"{part}: {s.name}" for part in macs for s in stretch] for stretch in _stretches(target, config))
     large = any(count > LARGE for count in macs.values())
     pictures = [*few_pictures()] if large else [*shipped_pictures(), *(f"seed {seed}" for seed in SEEDS)]
     lint = [] if target.half == "none" else ["fp16 lint"]
     lint = [*(f"{part}: fp32 islands" for part in macs if target.mixes), *lint]
+    if not large:
+        lint += [f"{part}: which layers cost most" for part in macs if target.quantised(part)]
     parity = [] if target.unmeasured else [f"parity: {name}" for name in pictures]
-    return ["load", "capture", *passes, *lint, "emit", "operator report", *parity]
+    return ["load", "capture", *passes, *first, *lint, *rest, "emit", "operator report", *parity]
 
 
 def _metadata(model: Sam | Cwsam, interface: Interface | SegmenterInterface, program: Program) -> dict[str, str]:
@@ -226,7 +264,7 @@ def _content(
             "inputs": describe_tensors(specs[program.name].inputs),
             "outputs": describe_tensors(specs[program.name].outputs),
             "operators": dict(sorted(program.operators().items())),
-            **({"fp32_islands": sorted(program.islands)} if program.islands else {}),
+            **({_islands_key(target): sorted(program.islands)} if program.islands else {}),
             "passes": [_pass_row(step) for step in steps if program.name in step.part.split(" + ")],
         }
         for program in programs
@@ -244,6 +282,10 @@ def _content(
         "parts": parts,
         "tools": {package: installed_version(package) for package in ("torch", "numpy", "pillow", *target.tools)},
     }
+
+
+def _islands_key(target: Target) -> str:
+    return "kept_layers" if target.quantises else "fp32_islands"
 
 
 def _pass_row(step: Step) -> Mapping[str, Any]:

@@ -2,7 +2,7 @@
 
     encoder.<ext>  decoder.<ext>    the artifact                 manifest.json  what it is, hashes of everything above
     ops.json  README.md             what runs, the model card    timings.json parity.json bench.json report.html
-    WEIGHTS_LICENSE.md  sbom.cdx.json                            engines/
+    WEIGHTS_LICENSE.md  sbom.cdx.json                            quantization.json engines/
                                                                  later or varying, so neither hashed nor compared
 
 A build writes into a hidden folder beside the target and renames it at the end. The manifest is written last and hashes
@@ -27,7 +27,7 @@ from edgesam_deploy.errors import BundleError, OutputError
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
-UNHASHED = {"timings.json", "parity.json", "bench.json", "report.html"}
+UNHASHED = {"timings.json", "parity.json", "quantization.json", "bench.json", "report.html"}
 ENGINES = "engines"  # a folder of what a device makes of the artifact: unhashed too, no two builds of it are alike
 
 

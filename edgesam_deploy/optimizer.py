@@ -1,9 +1,10 @@
 """A target's ONNX-level legalisation for any ONNX file, whoever exported it, proved as in a build.
 
     optimize("decoder.onnx", "out.onnx", points=6)      1,038 nodes of a dynamic decoder become a static, clean graph
+    optimize("encoder.onnx", "out.onnx", "tensorrt")    and strongly typed, as TensorRT 11 wants it
 
 Refused with a reason: what is no ONNX file, inputs that are no tensors, a symbol that is not there, an opset that an
-operator has no form in, a pass that leaves its bound.
+operator has no form in, a pass that leaves its bound, and for TensorRT what its parser is known to end at.
 """
 
 from __future__ import annotations
@@ -26,7 +27,14 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgesam_deploy.contract import Role, TensorSpec
-from edgesam_deploy.errors import EdgeSamDeployError, OutputError, PassError, UnknownName, UsageError
+from edgesam_deploy.errors import (
+    EdgeSamDeployError,
+    OutputError,
+    PassError,
+    UnknownName,
+    UnsupportedOperators,
+    UsageError,
+)
 from edgesam_deploy.onnx_file import read_graph
 from edgesam_deploy.passes import onnx as passes
 from edgesam_deploy.passes.engine import Engine, Progress, ProofMode, Step
@@ -38,6 +46,7 @@ if TYPE_CHECKING:
     from edgesam_deploy.passes.engine import Pass
 
 Int64 = Literal["keep", "narrow", "force"]
+Precision = Literal["fp32", "fp16", "bf16"]
 EXTERNAL_ABOVE = 1 << 30  # bytes of weights; protobuf ends at 2 GiB, and many readers copy what is inside the file
 POINT_INPUTS = ("point_coords", "point_labels", "point_embedding_pe")
 # what exporters of the family call their inputs -> the values that go in: random numbers are hardly ever labels
@@ -57,6 +66,7 @@ class Optimized:
     opset_before: int
     opset: int
     int64: Int64
+    precision: Precision
     standard: bool  # False after int64="force"
     frozen: Mapping[str, int]
     nodes_before: int
@@ -73,11 +83,19 @@ class Optimized:
         return {"schema": 1, **asdict(self)}
 
 
-def legalization(target: str) -> tuple[Pass, ...]:
-    """The ONNX-level passes of a target, in order. Raises UnknownName for one that has none."""
+def legalization(target: str, precision: Precision | None = None) -> tuple[Pass, ...]:
+    """The ONNX-level passes of a target, in order; ``precision``: default that of ``PRECISIONS``, else fp32.
+
+    Raises UnknownName for a target that has none, UsageError for a precision that it has not.
+    """
     if target not in LEGALIZATIONS:
         raise UnknownName("target", target, LEGALIZATIONS)
-    return LEGALIZATIONS[target]
+    offered = PRECISIONS.get(target, SINGLE)
+    precision = precision or offered[0]
+    if precision not in offered:
+        raise UsageError(f"--precision {precision}: for {target} it is {' or '.join(offered)}")
+    typed = () if precision == "fp32" else (passes.cast_to_half(precision),)
+    return (*LEGALIZATIONS[target], *typed)
 
 
 CLEAN: tuple[Pass, ...] = (
@@ -112,9 +130,13 @@ LEGALIZATIONS: Mapping[str, tuple[Pass, ...]] = {
     "rknn": NPU,
     "generic": NPU,
     "qnn": CLEAN,  # its compiler runs what the others refuse
+    "tensorrt": CLEAN,
 }
+SINGLE: tuple[Precision, ...] = ("fp32",)
+PRECISIONS: Mapping[str, tuple[Precision, ...]] = {"tensorrt": ("fp16", "bf16", "fp32")}  # the first is the default
 OPSETS = {"npu": 11, "tv": 11, "rknn": 12, "generic": 11}  # where a target wants another than the file's
-NARROW = {"npu", "tv", "mediatek", "rknn", "generic"}  # targets whose compilers want int64 only where ONNX requires it
+# targets whose compilers want int64 only where ONNX requires it
+NARROW = {"npu", "tv", "mediatek", "rknn", "generic", "tensorrt"}
 
 
 def optimize(
@@ -126,6 +148,7 @@ def optimize(
     dims: Mapping[str, int] | None = None,
     int64: Int64 | None = None,
     opset: int | None = None,
+    precision: Precision | None = None,
     proof: ProofMode = "fast",
     overwrite: bool = False,
     progress: Progress = lambda _: None,
@@ -134,11 +157,12 @@ def optimize(
 
     points, dims: sizes for the number of points and for other dynamic dimensions by name. int64: ``keep`` it,
     ``narrow`` it to int32 where ONNX allows, or ``force`` it away, which is no standard ONNX any more; None takes what
-    the target wants, as does opset (else the file's). Raises UsageError, OutputError, PassError.
+    the target wants, as do opset (else the file's) and precision: TensorRT's fp16 or bf16 is typed into the graph.
+    Raises UsageError, OutputError, PassError, UnsupportedOperators.
     """
     start = time.perf_counter()
     source, out = Path(path), Path(out)
-    pipeline = legalization(target)
+    pipeline = legalization(target, precision)
     int64 = int64 or ("narrow" if target in NARROW else "keep")
     opset = opset or OPSETS.get(target)
     if int64 not in get_args(Int64):
@@ -156,9 +180,10 @@ def optimize(
             force_int32(program.onnx)  # last, and after the proof: nothing here can run the result
         except ValueError as e:
             raise UsageError(f"{source}: --int64 force: {e}") from e
-    external = write_model(program.onnx, out, check=int64 != "force")
+    external = write_model(program.onnx, out, check=int64 != "force", target=target)
     return Optimized(
-        str(source), str(out), target, opset_before, opset_of(program), int64, int64 != "force", sizes,
+        str(source), str(out), target, opset_before, opset_of(program), int64,
+        precision or PRECISIONS.get(target, SINGLE)[0], int64 != "force", sizes,
         before.total(), after.total(), dict(before), dict(after), proof, steps,
         time.perf_counter() - start, external,
     )  # fmt: skip
@@ -359,7 +384,7 @@ def _data_of(out: Path) -> Path:
     return out.with_name(f"{out.name}.data")
 
 
-def write_model(model: ir.Model, out: Path, *, check: bool = True) -> bool:
+def write_model(model: ir.Model, out: Path, *, check: bool = True, target: str = "onnx") -> bool:
     """Write ``out``, with its weights beside it where they are large; whether they are. Checked before it appears."""
     large = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
     external = large > EXTERNAL_ABOVE
@@ -369,6 +394,8 @@ def write_model(model: ir.Model, out: Path, *, check: bool = True) -> bool:
         ir.save(model, draft, external_data=f"{out.name}.data" if external else None)
         if check:
             _check(draft)
+        if target == "tensorrt":
+            _check_hazards(draft)
         for part in sorted(folder.iterdir(), reverse=True):  # the weights before the file that names them
             os.replace(part, out.with_name(part.name))
     finally:
@@ -382,3 +409,13 @@ def _check(draft: Path) -> None:
         onnx.checker.check_model(draft, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as e:
         raise PassError(f"the result is not valid ONNX, nothing was written: {_first_line(e)}") from e
+
+
+def _check_hazards(draft: Path) -> None:
+    from edgesam_deploy.targets.tensorrt.hazards import hazards
+
+    found = hazards(draft)
+    if found:
+        raise UnsupportedOperators(
+            f"{draft.name}: {'; '.join(found[:5])}; nothing was written; freezing sizes with --points or --dim may help"
+        )

@@ -72,6 +72,14 @@ FAMILY = {
 }
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """What commands keep between calls lies in a folder of the run's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGESAM_DEPLOY_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def family(tmp_path_factory):
     """``family(name, io=...)``: a model of the family, some 300 times smaller, and its bundle; each built once."""

@@ -63,6 +63,9 @@ ALLOWED = {
     "precision/composed": {"bundle", "contract", "passes", "runtime", "targets"},
     "precision/analyse": {"capture", "contract", "cost", "model", "parity", "passes", "runtime", "targets"},
     "precision/mixed": {"capture", "contract", "model", "parity", "passes", "runtime", "targets"},
+    "precision/sensitivity": {"contract", "model", "parity", "passes", "runtime", "targets"},
+    "precision/quantisation": {"bundle", "parity", "passes", "targets"},
+    "quantizer": {"builder", "bundle", "capture", "contract", "cost", "model", "parity", "precision", "targets"},
     "precision/lint": {"capture", "contract", "cost", "model", "parity", "passes", "runtime", "targets"},
     "distill": {"model", "runtime", "precision"},
     "devices": set(),
@@ -130,8 +133,8 @@ def test_a_bundle_runs_without_pytorch(bundles):
 def test_public_names_are_frozen():
     assert edgesam_deploy.__all__ == [
         "Bundle", "BundlePredictor", "BundleSegmenter", "Cwsam", "CwsamPredictor", "EdgeSamDeployError", "Sam",
-        "SamAutomaticMaskGenerator", "SamPredictor", "SemanticMetrics", "build", "check", "load", "open", "ranges",
-        "read_image", "sam_model_registry", "verify",
+        "SamAutomaticMaskGenerator", "SamPredictor", "SemanticMetrics", "build", "check", "load", "open", "quantize",
+        "ranges", "read_image", "sam_model_registry", "verify",
     ]  # fmt: skip
     for name in edgesam_deploy.__all__:
         assert callable(getattr(edgesam_deploy, name)) or name == "sam_model_registry"

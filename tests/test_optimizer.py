@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from edgesam_deploy import optimizer
 from edgesam_deploy.cli import optimize as command
-from edgesam_deploy.errors import OutputError, PassError, UnknownName, UsageError
+from edgesam_deploy.errors import OutputError, PassError, UnknownName, UnsupportedOperators, UsageError
 from edgesam_deploy.optimizer import optimize
 
 GONE = {"Shape", "Gather", "OneHot", "Tile", "Where", "ConstantOfShape", "Expand", "If", "NonZero"}
@@ -202,6 +202,41 @@ def test_command(path: Path, tmp_path: Path) -> None:
     assert "not standard ONNX" in result.stderr
     result = CliRunner().invoke(app, [*args[:-1], "batch"])
     assert isinstance(result.exception, UsageError)
+
+
+LAYERS = """<ir_version: 9, opset_import: ["" : 20]>
+    part (float[1,8,4,4] x, float[1,2] point_coords) => (float[1,8,4,4] y, float[1,2] phase)
+    <float[8,8,1,1] w = {%s}, float turn = {0.05}> {
+        a = Conv(x, w) y = Softmax<axis = 1>(a) t = Mul(point_coords, turn) phase = Sin(t) }"""
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
+def test_typed_for_tensorrt(tmp_path: Path, precision: str) -> None:
+    weights = ", ".join(f"{value:.4f}" for value in np.random.default_rng(1).standard_normal(64))
+    onnx.save(onnx.parser.parse_model(LAYERS % weights), tmp_path / "m.onnx")
+    opset = 22 if precision == "bf16" else None  # from where on a convolution takes it
+    found = optimize(tmp_path / "m.onnx", tmp_path / "out.onnx", "tensorrt", precision=precision, opset=opset)
+    assert found.precision == precision
+    model = onnx.shape_inference.infer_shapes(onnx.load(tmp_path / "out.onnx"))
+    kinds = {v.name: v.type.tensor_type.elem_type for v in (*model.graph.value_info, *model.graph.output)}
+    made = {node.op_type: kinds[node.output[0]] for node in model.graph.node}
+    half = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16, "fp32": onnx.TensorProto.FLOAT}
+    assert made["Conv"] == half[precision]
+    assert {made["Softmax"], made["Sin"], made["Mul"]} == {onnx.TensorProto.FLOAT}  # the role of point_coords is known
+    (step,) = [s for s in found.steps if s.name == "cast_to_half"] or [None]
+    assert (step is None) == (precision == "fp32")
+    assert step is None or 0 < step.error <= step.bound
+
+
+def test_what_tensorrts_parser_ends_at_is_refused(path: Path, tmp_path: Path) -> None:
+    text = """<ir_version: 9, opset_import: ["" : 18]>
+        part (float[2,3] x, int64[2] size) => (float[a,b] y) { y = Reshape(x, size) }"""
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "m.onnx")
+    with pytest.raises(UnsupportedOperators, match=r"input size becomes a shape .*nothing was written"):
+        optimize(tmp_path / "m.onnx", tmp_path / "out.onnx", "tensorrt", proof="off")
+    assert not (tmp_path / "out.onnx").exists()
+    with pytest.raises(UsageError, match="--precision fp16: for onnx it is fp32"):
+        optimize(path, tmp_path / "out.onnx", precision="fp16")
 
 
 @pytest.mark.slow

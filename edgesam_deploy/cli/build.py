@@ -61,6 +61,12 @@ def build(
     strict: Annotated[bool, typer.Option("--strict", help="Fail also where parity could not be verified.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and stop.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there already.")] = False,
+    quantize: Annotated[
+        str, typer.Option(help="all, or auto: keep the fewest layers in higher precision that reach --min-iou.")
+    ] = "all",
+    min_iou: Annotated[
+        float | None, typer.Option(help="With --quantize auto: the worst mask on unseen pictures. Default 0.98.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
     options: dict[str, Any] | None = None,
 ) -> None:
@@ -80,6 +86,10 @@ def build(
         raise UsageError("--seed is for random weights; leave it out with --checkpoint")
     if checkpoint is not None and checkpoint not in SOURCES:
         resolve(checkpoint)
+    if quantize not in ("all", "auto"):
+        raise UsageError(f"--quantize {quantize}: must be all or auto")
+    if min_iou is not None and quantize == "all":
+        raise UsageError("--min-iou is for --quantize auto; leave it out, or add that")
     folder = out if out is not None else Path("out") / ALIASES.get(model, model) / chosen.name
     check_output(folder, overwrite=overwrite)
 
@@ -87,6 +97,7 @@ def build(
     from edgesam_deploy.builder import plan
     from edgesam_deploy.memory import GIB, build_bytes, check_memory
     from edgesam_deploy.model.registry import configured, load
+    from edgesam_deploy.model.sam import Sam
     from edgesam_deploy.report import print_build, print_plan
 
     cfg = configured(model, upsample=upsample, gelu=gelu, config=changes)
@@ -96,6 +107,11 @@ def build(
         raise UnknownName("pass", dump_after, passes)
     if max_memory is not None and not (isfinite(max_memory) and max_memory > 0):
         raise UsageError(f"--max-memory {max_memory}: must be a number of GiB above 0")
+    if quantize == "auto":
+        from edgesam_deploy.quantizer import DEFAULT_IOU, check_searchable
+
+        min_iou = DEFAULT_IOU if min_iou is None else min_iou
+        check_searchable(model, cfg, chosen, min_iou)
     if dry_run:
         print_json(steps) if json else print_plan(stdout(), model, chosen, folder, steps, build_bytes(cfg)[1])
         return
@@ -106,10 +122,19 @@ def build(
     with progress_bar(len(steps)) as progress:
         progress("load")
         loaded = load(model, checkpoint, seed=seed, upsample=upsample, gelu=gelu, config=changes)
-        bundle = build_bundle(
-            loaded, chosen, folder, proof=proof.value, dump_after=dump_after, strict=strict, overwrite=overwrite,
-            max_memory=limit, progress=progress,
-        )  # fmt: skip
+        if min_iou is not None:
+            from edgesam_deploy.quantizer import quantize as build_quantized
+
+            assert isinstance(loaded, Sam)
+            bundle = build_quantized(
+                loaded, chosen, folder, min_iou=min_iou, overwrite=overwrite, progress=progress, proof=proof.value,
+                dump_after=dump_after, strict=strict, max_memory=limit,
+            )  # fmt: skip
+        else:
+            bundle = build_bundle(
+                loaded, chosen, folder, proof=proof.value, dump_after=dump_after, strict=strict, overwrite=overwrite,
+                max_memory=limit, progress=progress,
+            )  # fmt: skip
     if json:
         print_json({
             "bundle": str(bundle.path), "manifest": dict(bundle.manifest),
@@ -131,7 +156,9 @@ def check(
     json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
 ) -> None:
     """Measure a bundle against PyTorch again, on the shipped photographs or on yours."""
+    from edgesam_deploy.bundle import open_bundle
     from edgesam_deploy.parity import check as check_bundle
+    from edgesam_deploy.precision.quantisation import after_check
     from edgesam_deploy.report import print_parity
 
     pictures = None if images is None else _pictures(images)
@@ -143,6 +170,7 @@ def check(
         print_json(parity.to_json())
     else:
         print_parity(stdout(), parity.to_json())
+    after_check(open_bundle(bundle), parity.to_json())
     if parity.verdict == "fail" or (strict and parity.verdict != "pass"):
         raise ParityError(f"parity: {parity.verdict}; {parity.reasons[0]}")
 

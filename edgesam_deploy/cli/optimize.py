@@ -25,6 +25,14 @@ class Int64(StrEnum):
     force = "force"
 
 
+class Precision(StrEnum):
+    """Types that a graph's values can be given."""
+
+    fp32 = "fp32"
+    fp16 = "fp16"
+    bf16 = "bf16"
+
+
 def register(app: typer.Typer) -> None:
     """Add the command to the application."""
     app.command(no_args_is_help=True)(optimize)
@@ -49,6 +57,9 @@ def optimize(
             "Default: the target's."
         ),
     ] = None,
+    precision: Annotated[
+        Precision | None, typer.Option(help="tensorrt: the type written into the graph; norms, sums, positions: fp32.")
+    ] = None,
     proof: Annotated[Proof, typer.Option(help="How each pass is proved: on two inputs, on four, or not.")] = Proof.fast,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT where it is there already.")] = False,
     json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False,
@@ -61,10 +72,11 @@ def optimize(
 
     dims = dict(_dimension(text) for text in dim or [])
     wide: Any = None if int64 is None else int64.value
-    with progress_bar(len(optimizer.legalization(target)) + 5) as progress:
+    kind: Any = None if precision is None else precision.value
+    with progress_bar(len(optimizer.legalization(target, kind)) + 5) as progress:
         found = optimizer.optimize(
-            file, out, target, points=points, dims=dims, int64=wide, opset=opset, proof=proof.value,
-            overwrite=overwrite, progress=progress,
+            file, out, target, points=points, dims=dims, int64=wide, opset=opset, precision=kind,
+            proof=proof.value, overwrite=overwrite, progress=progress,
         )  # fmt: skip
     if json:
         print_json(found.to_json())

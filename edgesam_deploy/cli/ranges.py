@@ -10,7 +10,7 @@ import typer
 from edgesam_deploy.cli import names
 from edgesam_deploy.cli.console import JSON_HELP, note, print_json, progress_bar, say, stdout
 from edgesam_deploy.cli.options import Checkpoint, Config, ImageSize, Model, Seed, config_changes
-from edgesam_deploy.errors import UsageError
+from edgesam_deploy.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
     from edgesam_deploy.precision.ranges import Ranges
@@ -52,8 +52,8 @@ def ranges(
     chosen = None if target is None else make_target(target)
     if checkpoint is not None and seed is not None:
         raise UsageError("--seed is for random weights; leave it out with --checkpoint")
-    if out is not None and out.is_dir():
-        raise UsageError(f"--out {out}: is a folder; name a file")
+    if out is not None:
+        _check_out(out)
     pictures = None if images is None else _pictures(images)
 
     from edgesam_deploy.memory import check_memory
@@ -72,6 +72,15 @@ def ranges(
         print_json({**found.to_json(), "candidates": [_row(c) for c in found.candidates()]})
     else:
         _print(found)
+
+
+def _check_out(out: Path) -> None:
+    """Before minutes are spent on what could not be kept."""
+    if out.is_dir():
+        raise UsageError(f"--out {out}: is a folder; name a file")
+    nearest = next(folder for folder in out.absolute().parents if folder.exists())
+    if not nearest.is_dir():
+        raise OutputError(f"--out {out}: {nearest} is not a folder; name another place")
 
 
 def _row(candidate: object) -> dict[str, object]:

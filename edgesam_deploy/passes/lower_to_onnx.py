@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from edgesam_deploy.passes.engine import Pass, exact
+from edgesam_deploy.passes.islands import mark
 from edgesam_deploy.passes.program import Program
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def lower_to_onnx(opset: int, ir_version: int) -> Pass:
 
             aten.conv2d ── aten.gelu ── aten.layer_norm        Conv ── Gelu ── LayerNormalization
 
-        Exact. Site = a node of the result.
+        Exact. Nodes of fp32 islands are marked as such. Site = a node of the result.
         """
         return _lower(program, opset, ir_version)
 
@@ -48,6 +49,8 @@ def _lower(program: Program, opset: int, ir_version: int) -> int:
     model.ir_version = ir_version
     model.graph.name = program.name
     _name_outputs(model, program)
+    assert exported.exported_program is not None
+    mark(model, exported.exported_program, program.islands)
     program.body = model
     return len(model.graph)
 

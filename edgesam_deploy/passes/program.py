@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from numpy.typing import NDArray
     from torch.export import ExportedProgram
+    from torch.fx import Node
 
 Dialect = Literal["aten", "onnx"]
 
@@ -54,12 +55,13 @@ class Program:
     def operators(self) -> Counter[str]:
         """Operator names and how often each occurs."""
         if self.dialect == "aten":
-            return Counter(
-                str(n.target).removeprefix("aten.").split(".")[0]
-                for n in self.aten.graph.nodes
-                if n.op == "call_function"
-            )
+            return Counter(operator(n) for n in self.aten.graph.nodes if n.op == "call_function")
         return Counter(node.op_type for node in self.onnx.graph)
+
+
+def operator(node: Node) -> str:
+    """An aten operator's name without its overload: ``layer_norm``."""
+    return str(node.target).removeprefix("aten.").split(".")[0]
 
 
 def _copied(body: Any) -> Any:

@@ -1,23 +1,21 @@
-"""Pictures to calibrate with: a folder of the user's, or the shipped photographs, as the artifact's inputs."""
+"""Files to calibrate with, of a folder of the user's or the shipped ones, and pictures as the artifact's inputs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from edgesam_deploy.contract import Interface, SegmenterInterface
-from edgesam_deploy.errors import ImageError, UsageError
+from edgesam_deploy.errors import UsageError
 from edgesam_deploy.model.semantic import preprocess as preprocess_whole
-from edgesam_deploy.model.transforms import preprocess, read_image, resize_longest_side
+from edgesam_deploy.model.transforms import preprocess, resize_longest_side
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
-Pictures = Mapping[str, NDArray[np.uint8]]
 
 
 def calibration_files(folder: str | Path | None) -> list[Path]:
@@ -29,24 +27,6 @@ def calibration_files(folder: str | Path | None) -> list[Path]:
     if not found:
         raise UsageError(f"--calibration {place}: no picture in it ({', '.join(sorted(SUFFIXES))})")
     return found
-
-
-def check_calibration(folder: str | Path | None) -> None:
-    """Raise UsageError for a folder without pictures, ImageError for a file in it that is none: before anything is
-    built, since only headers are read.
-    """
-    for path in calibration_files(folder):
-        try:
-            Image.open(path).close()
-        except UnidentifiedImageError as error:
-            raise ImageError(
-                f"--calibration: {path} is not a picture Pillow can read; take it out, or convert it to PNG or JPEG"
-            ) from error
-
-
-def calibration_pictures(folder: str | Path | None = None) -> dict[str, NDArray[np.uint8]]:
-    """(H, W, 3) uint8 RGB by file name. Raises UsageError for an empty folder, ImageError for a broken picture."""
-    return {path.name: read_image(path) for path in calibration_files(folder)}
 
 
 def encoder_inputs(interface: Interface | SegmenterInterface, picture: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:

@@ -18,6 +18,7 @@ from edgesam_deploy.model.transforms import read_image, resized_size
 from edgesam_deploy.precision.calibration import calibration_files
 
 Arrays = Mapping[str, NDArray[Any]]
+CALIBRATION = "calibration.json"  # in the bundle: which pictures, by SHA-256, and how many samples of them
 HELD_OUT = "hopper.jpg"  # of the shipped photographs: what parity is judged on must be new to the artifact
 SHIPPED = "shipped photographs"
 

@@ -22,6 +22,7 @@ from edgesam_deploy.precision.emulate import Emulation, rounded
 from edgesam_deploy.precision.walk import MOVES, Walker, called, each_tensor, is_real
 
 Inputs = Mapping[str, Tensor]
+Off = Callable[[Node, tuple[Any, ...], dict[str, Any], Tensor], Tensor | None]  # of a value, detached; None: exact
 
 
 @dataclass(frozen=True)
@@ -43,14 +44,25 @@ def shares(program: Program, inputs: Inputs, islands: Collection[str] = ()) -> d
     Negative where it cancels others' error. The outputs count alike, each relative to its own ``spread``. Takes the
     memory of a training step. Empty where fp16 overflows: then there is no first order.
     """
-    walker, islands = Walker(program), frozenset(islands)
+    islands = frozenset(islands)
+
+    def off(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any], value: Tensor) -> Tensor | None:
+        exact = node.target in MOVES or _stays(node, islands)
+        return None if exact else rounded(value) - value
+
+    return shares_of(program, inputs, off)
+
+
+def shares_of(program: Program, inputs: Inputs, off: Off) -> dict[str, float]:
+    """The same for any error: what ``off`` says a node's value is off by."""
+    walker = Walker(program)
     tracked: dict[str, tuple[Tensor, Tensor]] = {}
 
     def compute(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         value = called(node, args, kwargs)
-        if not is_real(value) or node.target in MOVES or _stays(node, islands):
+        error = off(node, *_detached(args, kwargs), value.detach()) if is_real(value) else None
+        if error is None:
             return value
-        error = rounded(value.detach()) - value.detach()
         noise = torch.zeros_like(value, requires_grad=True)
         tracked[node.name] = noise, error
         return value + error + noise
@@ -58,6 +70,10 @@ def shares(program: Program, inputs: Inputs, islands: Collection[str] = ()) -> d
     wide = walker.run(inputs, lambda n, a, k: each_tensor(called(n, a, k), Tensor.detach))
     with torch.enable_grad():
         half = walker.run(inputs, compute)
+        real = [index for index, value in enumerate(wide) if is_real(value)]  # a map of classes has no gradient
+        if not real:
+            return {}
+        wide, half = [wide[index] for index in real], [half[index] for index in real]
         weights = [spread(w).square().clamp_min(1e-30) for w in wide]
         errors = [(h - w).detach() for h, w in zip(half, wide, strict=True)]
         size = sum(float(e.square().sum() / w) for e, w in zip(errors, weights, strict=True))
@@ -70,6 +86,11 @@ def shares(program: Program, inputs: Inputs, islands: Collection[str] = ()) -> d
         name: 0.0 if g is None else float((g * error).sum()) / size
         for (name, (_, error)), g in zip(tracked.items(), found, strict=True)
     }
+
+
+def _detached(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    found: tuple[tuple[Any, ...], dict[str, Any]] = each_tensor((args, kwargs), Tensor.detach)
+    return found
 
 
 def _stays(node: Node, islands: frozenset[str]) -> bool:

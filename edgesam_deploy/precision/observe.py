@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from edgesam_deploy.passes.program import Program
+from edgesam_deploy.passes.program import Program, operator
 from edgesam_deploy.precision.ranges import NORMAL, SMALLEST, Role, TensorRange
 from edgesam_deploy.precision.walk import MOVES, Walker, is_real, module_path
 
@@ -139,11 +139,6 @@ def in_pieces(x: Tensor) -> tuple[Tensor, ...]:
 
 def _rms(x: Tensor) -> float:
     return float(torch.linalg.vector_norm(x)) / math.sqrt(x.numel())
-
-
-def operator(node: Node) -> str:
-    """An operator's name without its overload: ``layer_norm``."""
-    return str(node.target).removeprefix("aten.").split(".")[0]
 
 
 def role_of(node: Node) -> Role:

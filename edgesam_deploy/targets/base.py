@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from numpy.typing import NDArray
 
-from edgesam_deploy.contract import DEFAULT_POINTS, Interface, PartSpec, SegmenterInterface
+from edgesam_deploy.contract import (
+    DEFAULT_POINTS,
+    IMAGE_ENCODER,
+    MASK_DECODER,
+    SEGMENTER,
+    Interface,
+    PartSpec,
+    SegmenterInterface,
+)
 from edgesam_deploy.errors import UsageError
 from edgesam_deploy.toolkits import require
 
@@ -24,6 +32,14 @@ if TYPE_CHECKING:
 NPU_POINTS = 5  # what its apps send
 Arrays = Mapping[str, NDArray[Any]]
 Half = Literal["none", "weights", "arithmetic"]
+
+
+@dataclass(frozen=True)
+class Bits:
+    """What the layers of a part keep of weights and activations; activations None: those stay floats."""
+
+    weights: int
+    activations: int | None
 
 
 def option(default: Any, help: str) -> Any:
@@ -48,7 +64,8 @@ class Target(ABC):
     ``runtime`` that must be importable to run here, ``tools`` whose versions the manifest names beside PyTorch's,
     ``rules`` the operator table it is judged by; ``unmeasured``: why ``build`` leaves parity to ``check``, if it does;
     ``slow_to_run``: a run takes so long that ``check`` makes few of them unless asked for all; ``holds_islands``: the
-    artifact can compute some nodes in fp32 and the rest in fp16.
+    artifact can compute some nodes in fp32 and the rest in fp16; ``keeps_layers``: it can leave layers named by the
+    option ``keep`` out of its quantisation.
     """
 
     name: ClassVar[str]
@@ -60,6 +77,7 @@ class Target(ABC):
     unmeasured: ClassVar[str] = ""
     slow_to_run: ClassVar[bool] = False
     holds_islands: ClassVar[bool] = False
+    keeps_layers: ClassVar[bool] = False
     rules: ClassVar[str]
 
     points: int | Literal["dynamic"] | None = option(
@@ -151,6 +169,21 @@ class Target(ABC):
     def islands(self, program: Program) -> frozenset[str]:
         """The nodes of an aten program, after this target's passes, that it computes in fp32 although it has fp16."""
         return program.islands
+
+    def quantised(self, part: str) -> Bits | None:
+        """The bits that these options leave to the layers of a part; None where they stay floats."""
+        return None
+
+    @property
+    def quantises(self) -> bool:
+        """Whether they quantise anything."""
+        return any(self.quantised(part) is not None for part in (IMAGE_ENCODER, MASK_DECODER, SEGMENTER))
+
+    def rehearsal(self) -> Target:
+        """What a search builds and executes in this target's place, many times: itself, or its portable form where
+        the real one takes minutes.
+        """
+        return self
 
     @classmethod
     def option_fields(cls) -> list[Field[Any]]:

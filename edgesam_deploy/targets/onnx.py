@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from edgesam_deploy.contract import MASK_DECODER, Interface, SegmenterInterface
 from edgesam_deploy.errors import BundleError, EdgeSamDeployError, MissingToolkit, UsageError
 from edgesam_deploy.precision.calibration import encoder_inputs
-from edgesam_deploy.precision.calibration_rows import SHIPPED, calibration_set
-from edgesam_deploy.targets.base import Arrays, Target, option
+from edgesam_deploy.precision.calibration_rows import CALIBRATION, SHIPPED, calibration_set
+from edgesam_deploy.targets.base import Arrays, Bits, Target, option
 from edgesam_deploy.targets.integration import write_integration
 from edgesam_deploy.toolkits import require
 
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 IR_VERSIONS = {18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11}  # the oldest that each opset allows
 EXTERNAL_ABOVE = 1 << 30  # bytes of weights; protobuf ends at 2 GiB, and many readers copy what is inside the file
-CALIBRATION = "calibration.json"
 log = logging.getLogger(__name__)
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -83,6 +82,9 @@ class OnnxTarget(Target):
             calibration_set(self.calibration)
         elif self.calibration is not None:
             raise UsageError(f"--calibration: --precision {self.precision} takes none; leave it out")
+
+    def quantised(self, part: str) -> Bits | None:
+        return Bits(8, 8) if self.precision == "int8" and part != MASK_DECODER else None
 
     def options(self) -> dict[str, Any]:
         chosen = super().options()
@@ -171,6 +173,8 @@ class OnnxTarget(Target):
         model = program.onnx
         if isinstance(interface, Interface) and interface.io == "sam" and program.name == MASK_DECODER:
             attach_sam_outputs(model, interface)
+        for node in model.graph:
+            node.metadata_props.clear()  # marks of passes
         model.metadata_props.clear()
         model.metadata_props.update(sorted(metadata.items()))
         model.producer_name, model.producer_version = "edgesam-deploy", metadata.get("edgesam_deploy_version", "")

@@ -43,6 +43,23 @@ def test_rows_of_other_runs_stay(row, tmp_path):
     assert "5.00e-01" in text
     assert text.count("nothing claimed") == 1
     assert row.weights in text
+    assert ", ".join(row.names) in text
+    assert row.names[0] == "scene"
+    precision_table.save(tmp_path, "tflite", replace(row, model="edge_sam_dyt", precision="int8"))
+    lines = (tmp_path / "precision.md").read_text().splitlines()
+    table = [line for line in lines if line.startswith("| ") and "`" in line]
+    assert [line.split("|")[1:4] for line in table] == [
+        [" coreml ", " `edge_sam` ", " `fp32` "], [" coreml ", " `edge_sam` ", " `palette6` "],
+        [" tflite ", " `edge_sam_dyt` ", " `int8` "],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("target", "precision"), [("tensorrt", "int8"), ("tflite", "int8"), ("coreml", "fp16")])
+def test_an_ungated_target_has_the_same_options(target, precision):
+    chosen = make_target(target, precision=precision)
+    found = precision_table.ungated(chosen)
+    assert (found.options(), found.name) == (chosen.options(), target)  # calibrated ones name their pictures in them
+    assert found.unmeasured
 
 
 def test_the_precisions_are_the_target_s_own():

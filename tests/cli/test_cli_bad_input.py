@@ -119,6 +119,20 @@ def refused(code, words, *arguments):
         (["build", "edge_sam", "--io", "edgesam", "--batch", "2"], ["--io edgesam", "--batch"]),
         (["build", "edge_sam", "--io", "edgesam", "--mask-input"], ["--io edgesam", "--io sam"]),
         (["build", "edge_sam", "--return-single-mask"], ["--return-single-mask", "--io sam"]),
+        (["build", "edge_sam", "--target", "tensorrt", "--precision", "bf16", "--auto-mixed"], ["nothing to mix"]),
+        (["build", "edge_sam", "--quantize", "some"], ["--quantize some", "all or auto"]),
+        (["build", "edge_sam", "--min-iou", "0.9"], ["--min-iou", "--quantize auto"]),
+        (["build", "edge_sam", "--target", "onnx", "--quantize", "auto"], ["onnx cannot keep single layers"]),
+        (["build", "edge_sam", "--target", "tensorrt", "--quantize", "auto"], ["--precision fp16 quantises nothing"]),
+        (["build", "edge_sam", "--target", "tensorrt", "--keep", "a:b"], ["--keep", "takes none"]),
+        (["optimize", "x.onnx", "-o", "y.onnx", "--precision", "fp16"], ["--precision fp16", "for onnx it is fp32"]),
+        (["ranges", "edg_sam"], ["model 'edg_sam'", "did you mean edge_sam"]),
+        (["ranges", "edge_sam", "--target", "cormel"], ["target 'cormel'", "did you mean coreml"]),
+        (["ranges", "edge_sam", "--images", "nowhere"], ["--images nowhere", "not a folder"]),
+        (["ranges", "edge_sam", "--images", "."], ["--images .", "no picture in it could be read"]),
+        (["ranges", "edge_sam", "--seed", "1", "--checkpoint", "x.pth"], ["--seed", "--checkpoint"]),
+        (["ranges", "edge_sam", "--image-size", "1000"], ["image_size 1000", "multiple of 64"]),
+        (["ranges", "edge_sam", "--out", "."], ["--out .", "is a folder"]),
         (["bench", ".", "--runs", "0"], ["--runs", "greater than or equal to 1"]),
         (["bench", ".", "--runs", "3", "--seconds", "1"], ["--runs and --seconds exclude each other"]),
         (["bench", ".", "--fail-on", "10%"], ["--fail-on 10%", "--compare"]),
@@ -132,6 +146,19 @@ def refused(code, words, *arguments):
 )  # fmt: skip
 def test_names_and_options(arguments, words):
     refused(USAGE, words, *arguments)
+
+
+def test_ranges_that_cannot_be_kept_are_refused_before_anything_is_run(place, monkeypatch):
+    monkeypatch.setattr("edgesam_deploy.model.registry.load", lambda *_, **__: pytest.fail("it went on"))
+    (place / "file").write_text("x")
+    refused(USAGE, ["file/ranges.json", "file", "not a folder"], "ranges", "edge_sam", "-o", "file/ranges.json")
+    assert [path.name for path in place.iterdir()] == ["file"]
+
+
+def test_ranges_of_a_file_that_is_no_checkpoint(place):
+    (place / "weights.pth").write_bytes(b"garbage" * 100)
+    refused(ERROR, ["weights.pth"], "ranges", "edge_sam", "--checkpoint", "weights.pth", "-o", "r.json")
+    assert not (place / "r.json").exists()
 
 
 @pytest.mark.parametrize("command", ["verify", "check", "bench"])

@@ -6,6 +6,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from edgesam_deploy.passes.engine import exact
+from edgesam_deploy.passes.islands import MARK
 from edgesam_deploy.passes.program import Program
 
 
@@ -24,9 +25,12 @@ def canonicalize_names(program: Program) -> int:
     for node in model.graph:
         index = counts[node.op_type] = counts.get(node.op_type, -1) + 1
         name = f"{node.op_type}_{index}"
-        sites += node.name != name or bool(node.metadata_props or node.doc_string)
+        sites += node.name != name or bool(node.metadata_props.keys() - {MARK} or node.doc_string)
         node.name = name
+    marks = {node: node.metadata_props[MARK] for node in model.graph if MARK in node.metadata_props}
     common.ClearMetadataAndDocStringPass()(model)
+    for node, island in marks.items():  # emission reads them, and drops them
+        node.metadata_props[MARK] = island
     for graph in model.graphs():
         for value in [*graph.inputs, *graph.initializers.values(), *(v for node in graph for v in node.outputs)]:
             sites += bool(value.metadata_props or value.doc_string) | _rename_dims(value, symbols)

@@ -11,6 +11,7 @@ from onnx_ir.passes import common
 
 from edgesam_deploy.errors import PassError, UsageError
 from edgesam_deploy.passes.engine import Pass, approximate
+from edgesam_deploy.passes.islands import MARK
 from edgesam_deploy.passes.onnx.graph import add_initializer, add_node, constant, has_graphs, is_standard, opset
 from edgesam_deploy.passes.program import Program
 
@@ -53,7 +54,8 @@ def cast_to_half(kind: Half, *, fused_attention: bool = False) -> Pass:
 
         Why: TensorRT 11 takes no precision but the graph's, and TensorRT 10 chooses badly where it may: a squared
         deviation beyond 256 overflows, sums of a map lose bits, and a phase of 20 turns has an error of 0.01 turns.
-        Inputs and outputs stay fp32. A weight that half cannot hold is an error. Site = a node that computes in half.
+        So do the program's fp32 islands. Inputs and outputs stay fp32. A weight that half cannot hold is an error.
+        Site = a node that computes in half.
         """
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(program.onnx)
         _infer_types(program)
@@ -71,6 +73,7 @@ def single_nodes(program: Program, *, fused_attention: bool = False) -> set[ir.N
     """The nodes that keep fp32.
 
     * norms, sums, softmax and what else is steep or adds many values up: ``SINGLE``;
+    * fp32 islands, which lowering has marked;
     * what leads from codes and positions alone to a sine, a cosine or a comparison;
     * counts, sums of what a comparison gave, and what is made of them point by point: a mask has 65,536 pixels, and
       fp16 ends at 65,504;
@@ -82,6 +85,7 @@ def single_nodes(program: Program, *, fused_attention: bool = False) -> set[ir.N
     codes = {v for v in program.onnx.graph.inputs if roles.get(str(v.name)) in CODES}
     known = _computed_from(codes, nodes)
     chosen = {node for node in nodes if is_standard(node, *SINGLE) and not (fused_attention and _in_attention(node))}
+    chosen |= {node for node in nodes if MARK in node.metadata_props}
     chosen |= _leading_to(known, [n for n in known if n.op_type in ("Sin", "Cos") or n.op_type in COMPARISONS])
     chosen |= _pointwise_behind({n for n in nodes if n.op_type in SUMS and _is_count(n)}, nodes)
     pixels = {v for v in codes if v.dtype == ir.DataType.UINT8}

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgesam_deploy.contract import DEFAULT_POINTS, TensorSpec
+from edgesam_deploy.passes.islands import lowered_names
+from edgesam_deploy.passes.program import operator
 from edgesam_deploy.targets.coreml.compensate import with_compensated_weights
 from edgesam_deploy.targets.coreml.fine_maps import on_fine_maps
 from edgesam_deploy.targets.coreml.rounding import with_rounded_kernels
@@ -36,7 +38,7 @@ def convert(program: Program, *, deployment_target: str, half: bool, fine_half: 
         program = with_compensated_weights(with_rounded_kernels(program, side), side)
     lowered = program.aten.run_decompositions({})
     _teach_gelu(ct.converters.mil)
-    kept = lowered_names(lowered, program.islands)
+    kept = frozenset(lowered_names(lowered, program.islands))  # the converter names its operations after them
     return ct.convert(
         lowered,
         convert_to="mlprogram",
@@ -114,12 +116,6 @@ def follows_none(op: Any, kinds: tuple[str, ...]) -> bool:
     return True
 
 
-def lowered_names(lowered: Any, islands: frozenset[str]) -> frozenset[str]:
-    """The nodes of a lowered trace that came of ``islands``; the converter names its operations after them."""
-    sources = {n.name: n.meta["from_node"][-1].name for n in lowered.graph.nodes if n.meta.get("from_node")}
-    return frozenset(name for name, source in sources.items() if source in islands)
-
-
 def in_island(op: Any, kept: frozenset[str]) -> bool:
     """Whether a MIL operation computes a node of ``kept``, or is a step that the converter put between two such."""
     if kept & {op.name, *(value.name for value in op.outputs)}:
@@ -147,7 +143,7 @@ def leading_to(program: Program, kinds: tuple[str, ...]) -> frozenset[str]:
     """The same of the aten program: the nodes of one of ``kinds``, and those from which some way leads to one."""
     found: set[str] = set()
     for node in reversed(program.aten.graph.nodes):
-        mine = node.op == "call_function" and str(node.target).removeprefix("aten.").split(".")[0] in kinds
+        mine = node.op == "call_function" and operator(node) in kinds
         if mine or any(reader.name in found for reader in node.users):
             found.add(node.name)
     return frozenset(found)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from edgesam_deploy.contract import DYNAMIC, IMAGE_ENCODER, Interface, PartSpec, SegmenterInterface
 from edgesam_deploy.errors import UsageError
-from edgesam_deploy.targets.base import Half, Runner, Target, option
-from edgesam_deploy.targets.coreml.compress import COMPRESSED, compressed
+from edgesam_deploy.targets.base import Bits, Half, Runner, Target, option
+from edgesam_deploy.targets.coreml.compress import COMPRESSED, PALETTES, compressed
 from edgesam_deploy.targets.coreml.convert import (
     DEPLOYMENT_TARGETS,
     EXACTLY,
@@ -136,6 +136,10 @@ class CoremlTarget(Target):
     @property
     def half(self) -> Half:
         return "none" if self.precision == "fp32" else "arithmetic"
+
+    def quantised(self, part: str) -> Bits | None:
+        weights = {"int8": 8, **PALETTES}.get(self.precision)
+        return None if weights is None else Bits(weights, None)
 
     def islands(self, program: Program) -> frozenset[str]:
         side = None if self.fine_maps == "fp16" else fine_side(program)

@@ -22,13 +22,13 @@ FIXED_RANGE = frozenset({"Sigmoid", "Tanh"})  # the compiler wants exactly one s
 HEADROOM = 2.0  # 16 bit have a bit to spare: a prompt of a kind that calibration lacks leaves its ranges: 23 dB
 
 
-def quantise(model: Path, rows: Sequence[Arrays], activation_bits: int) -> list[str]:
+def quantise(model: Path, rows: Sequence[Arrays], activation_bits: int, kept: Sequence[str] = ()) -> list[str]:
     """Replace the float model in a file by its quantised form, ranges from ``rows`` (inputs by name); min and max.
 
     Weights of convolutions and matrix products per channel, int8; other weights per tensor, uint8: the compiler takes
     no other for its norms, and a Gemm by channel gains nothing. Biases take up what rounding the weights shifts the
     mean by (``bias_corrected``); 16-bit ranges are twice those seen. Returns the nodes that stay float (``float_nodes``
-    and for 16 bit ``dynamic_products``), which run in fp16.
+    and for 16 bit ``dynamic_products``) or were named in ``kept``, which run in fp16.
     """
     require("onnxruntime_qnn", "quantising for QNN")
     from onnxruntime.quantization import QuantType, quantize
@@ -37,7 +37,7 @@ def quantise(model: Path, rows: Sequence[Arrays], activation_bits: int) -> list[
     proto = onnx.load(model)
     metadata = list(proto.metadata_props)
     del proto.metadata_props[:]  # qnn_preprocess_model cannot read them
-    floating = float_nodes(proto.graph)
+    floating = list(dict.fromkeys([*float_nodes(proto.graph), *kept]))
     if activation_bits == 16:
         floating += [name for name in dynamic_products(proto.graph) if name not in floating]
     bias_corrected(proto, rows, floating, PER_CHANNEL)

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from edgesam_deploy.contract import DYNAMIC, IMAGE_ENCODER, MASK_DECODER, Interface, SegmenterInterface
 from edgesam_deploy.errors import EdgeSamDeployError, UnsupportedOperators, UsageError
+from edgesam_deploy.passes.islands import MARK
 from edgesam_deploy.precision.calibration import encoder_inputs
-from edgesam_deploy.precision.calibration_rows import SHIPPED, calibration_set, decoder_rows
-from edgesam_deploy.targets.base import Arrays, Half, Runner, option
+from edgesam_deploy.precision.calibration_rows import CALIBRATION, SHIPPED, calibration_set, decoder_rows
+from edgesam_deploy.targets.base import Arrays, Bits, Half, Runner, Target, option
 from edgesam_deploy.targets.onnx import OnnxRunner, OnnxTarget
 from edgesam_deploy.targets.qnn.compiler import Limits, Settings
 from edgesam_deploy.targets.qnn.soc import DEFAULT_SOC, Soc, soc_named
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 SCHEMA = 1
-VERDICT, CALIBRATION = "compiler.json", "calibration.json"
+VERDICT = "compiler.json"
 ACTIVATION_BITS = {"w8a8": 8, "w8a16": 16}
 PRECISIONS = ("fp16", *ACTIVATION_BITS)
 
@@ -46,6 +47,7 @@ class QnnTarget(OnnxTarget):
     tools: ClassVar[tuple[str, ...]] = (*OnnxTarget.tools, "onnxruntime-qnn")
     rules: ClassVar[str] = "qnn_htp"
     slow_to_run: ClassVar[bool] = True
+    keeps_layers: ClassVar[bool] = True
     unmeasured: ClassVar[str] = "a run on the HTP emulator takes minutes: edgesam-deploy check BUNDLE runs it"
 
     precision: Literal["fp16", "w8a8", "w8a16"] = option(  # type: ignore[assignment]
@@ -55,6 +57,7 @@ class QnnTarget(OnnxTarget):
     optimization: int = option(3, "How hard the compiler tries: 1, 2 or 3; 1 for a quick look.")
     vtcm_mb: int = option(0, "MB of the NPU's own memory to plan with. 0: all of it.")
     calibration: str | None = option(None, "Folder of pictures for calibrated precisions. Default: shipped ones.")
+    keep: str = option("", "Layers that are not quantised: names of quantization.json, with commas between.")
     external_binary: bool = option(False, "The binary in a file beside encoder.qnn.onnx, not inside of it.")
     cpu_fallback: bool = option(False, "Accept a part that the NPU does not run whole.")
     compile_seconds: int = option(1800, "Seconds that compiling one part may take.")
@@ -81,8 +84,9 @@ class QnnTarget(OnnxTarget):
 
     def _check_calibration(self) -> None:
         if self.precision not in ACTIVATION_BITS:
-            if self.calibration is not None:
-                raise UsageError(f"--calibration: --precision {self.precision} takes none; leave it out")
+            for name in ("calibration", "keep"):
+                if getattr(self, name):
+                    raise UsageError(f"--{name}: --precision {self.precision} takes none; leave it out")
             return
         if self.io != "contract" or self.mask_input:
             raise UsageError(
@@ -97,6 +101,12 @@ class QnnTarget(OnnxTarget):
     @property
     def half(self) -> Half:
         return "arithmetic" if self.precision == "fp16" else "none"
+
+    def quantised(self, part: str) -> Bits | None:
+        return Bits(8, ACTIVATION_BITS[self.precision]) if self.precision in ACTIVATION_BITS else None
+
+    def rehearsal(self) -> Target:
+        return PortableQnn(**{f.name: getattr(self, f.name) for f in fields(self)})
 
     def options(self) -> dict[str, Any]:
         chosen = super().options()
@@ -133,17 +143,29 @@ class QnnTarget(OnnxTarget):
         """
         from edgesam_deploy.targets.qnn.verdict import compile_part
 
-        portable = {program.name: self.judged(files[program.name]) for program in programs}
-        for program in programs:
-            self.emit(program, interface, portable[program.name], metadata[program.name])
-        if self.precision in ACTIVATION_BITS:
-            self._quantise(portable, interface)
+        portable = self._emit_portable(programs, interface, files, metadata)
         verdicts = {}
         for part, model in portable.items():
             verdicts[part] = compile_part(model, files[part], self._settings(), self._limits())
             self._gate(part, verdicts[part])
         place = next(iter(files.values())).parent
         _write(place / VERDICT, self._report(verdicts, files))
+
+    def _emit_portable(
+        self,
+        programs: Sequence[Program],
+        interface: Interface | SegmenterInterface,
+        files: Mapping[str, Path],
+        metadata: Mapping[str, Mapping[str, str]],
+    ) -> dict[str, Path]:
+        """The portable ONNX of every part; returns the files by part."""
+        portable = {program.name: self.judged(files[program.name]) for program in programs}
+        kept = {p.name: [str(node.name) for node in p.onnx.graph if MARK in node.metadata_props] for p in programs}
+        for program in programs:
+            self.emit(program, interface, portable[program.name], metadata[program.name])
+        if self.precision in ACTIVATION_BITS:
+            self._quantise(portable, interface, kept)
+        return portable
 
     def _settings(self) -> Settings:
         quantised = self.precision in ACTIVATION_BITS
@@ -152,7 +174,12 @@ class QnnTarget(OnnxTarget):
     def _limits(self) -> Limits:
         return Limits(self.compile_seconds, self.compile_memory_mb)
 
-    def _quantise(self, portable: Mapping[str, Path], interface: Interface | SegmenterInterface) -> None:
+    def _quantise(
+        self,
+        portable: Mapping[str, Path],
+        interface: Interface | SegmenterInterface,
+        kept: Mapping[str, Sequence[str]],
+    ) -> None:
         from edgesam_deploy.targets.qnn.quantize import quantise
 
         chosen = calibration_set(self.calibration)
@@ -166,7 +193,7 @@ class QnnTarget(OnnxTarget):
             pairs = ((chosen.pictures[name], encoder(inputs)) for name, inputs in fed.items())
             rows[MASK_DECODER] = [row for pair in pairs for row in decoder_rows(interface, *pair)]
         bits = ACTIVATION_BITS[self.precision]
-        floating = {part: quantise(path, rows[part], bits) for part, path in portable.items()}
+        floating = {part: quantise(path, rows[part], bits, kept[part]) for part, path in portable.items()}
         content = {"samples": {part: len(r) for part, r in rows.items()}, "float_nodes": floating}
         place = next(iter(portable.values())).parent
         _write(place / CALIBRATION, {"schema": SCHEMA, **chosen.to_json(), **content})
@@ -213,9 +240,32 @@ class QnnTarget(OnnxTarget):
     ) -> Runner:
         from edgesam_deploy.targets.qnn.runner import QnnRunner
 
+        if not path.name.endswith(QnnTarget.extension):
+            return OnnxRunner(path, provider, threads, lean)  # the portable form, which runs anywhere
         if provider != "cpu":
             raise UsageError(f"--provider {provider}: here a QNN binary runs in the emulator on the CPU; use cpu")
         return QnnRunner(path)
+
+
+@dataclass(frozen=True)
+class PortableQnn(QnnTarget):
+    """The portable ONNX alone, quantised as for the compiler, and run by ONNX Runtime: seconds instead of minutes."""
+
+    extension: ClassVar[str] = OnnxTarget.extension
+    slow_to_run: ClassVar[bool] = False
+    unmeasured: ClassVar[str] = ""
+
+    def judged(self, path: Path) -> Path:
+        return path
+
+    def emit_parts(
+        self,
+        programs: Sequence[Program],
+        interface: Interface | SegmenterInterface,
+        files: Mapping[str, Path],
+        metadata: Mapping[str, Mapping[str, str]],
+    ) -> None:
+        self._emit_portable(programs, interface, files, metadata)
 
 
 def _listed(rows: Sequence[Row], most: int = 5) -> str:

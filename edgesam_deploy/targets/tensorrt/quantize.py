@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from edgesam_deploy.passes.islands import MARK
 from edgesam_deploy.passes.onnx.graph import add_initializer, add_node, constant, is_standard
 from edgesam_deploy.passes.program import Program
 from edgesam_deploy.precision.bias_correction import bias_corrected
@@ -24,10 +25,13 @@ def quantise(program: Program, rows: Sequence[Arrays]) -> list[str]:
 
     Ranges are the largest magnitudes over ``rows``, inputs by name. The other summand of a residual sum is quantised as
     well, so that the sum can be part of the convolution's kernel. Norms, softmax and products of two activations stay
-    as they are. Weights keep a pair of Quantize and Dequantize, the form that TensorRT's parser is documented for.
+    as they are, and so do layers that lowering has marked as kept. Weights keep a pair of Quantize and Dequantize, the
+    form that TensorRT's parser is documented for.
     Biases take up what rounding the weights shifts the mean by (``bias_corrected``).
     """
     chosen = {str(node.name) for node in program.onnx.graph if _is_layer(node)}
+    for node in program.onnx.graph:  # kept in half: what is marked when the types are given stays fp32
+        node.metadata_props.pop(MARK, None)
     proto = ir.to_proto(program.onnx)
     floating = [node.name for node in proto.graph.node if node.name not in chosen]
     bias_corrected(proto, rows, floating, AXIS)
@@ -53,7 +57,7 @@ def quantise(program: Program, rows: Sequence[Arrays]) -> list[str]:
 
 
 def _is_layer(node: ir.Node) -> bool:
-    if not is_standard(node, *AXIS) or constant(node.inputs[0]) is not None:
+    if not is_standard(node, *AXIS) or MARK in node.metadata_props or constant(node.inputs[0]) is not None:
         return False
     weight, transposed = constant(node.inputs[1]), node.attributes.get("transB")
     if weight is None or weight.dtype != np.float32 or (node.op_type == "MatMul" and weight.ndim != 2):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from edgesam_deploy.contract import Interface, SegmenterInterface
 from edgesam_deploy.errors import EdgeSamDeployError, MissingToolkit, UnsupportedOperators, UsageError
-from edgesam_deploy.targets.base import Arrays, Runner, option
+from edgesam_deploy.targets.base import Arrays, Half, Runner, option
 from edgesam_deploy.targets.onnx import IR_VERSIONS, OnnxTarget
 from edgesam_deploy.targets.tensorrt import build_engine
 from edgesam_deploy.targets.tensorrt.recipe import parse_range, readme_section, write_recipe
@@ -27,7 +27,6 @@ log = logging.getLogger(__name__)
 TABLES = {10: "tensorrt_10", 11: "tensorrt_11"}
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 LEAST_OPSET = {"bf16": 22, "int8": 19}  # Conv takes bfloat16; the scale of a Quantize may be fp16
-CALIBRATION = "calibration.json"
 
 
 @dataclass(frozen=True)
@@ -40,12 +39,18 @@ class TensorrtTarget(OnnxTarget):
     name: ClassVar[str] = "tensorrt"
     summary: ClassVar[str] = "strongly typed ONNX for TensorRT 10 and 11, and what builds its engines on the device"
     rules: ClassVar[str] = "tensorrt_10"
+    holds_islands: ClassVar[bool] = True
+    keeps_layers: ClassVar[bool] = True
 
     precision: Literal["fp32", "fp16", "bf16", "int8"] = option(  # type: ignore[assignment]
         "fp16",
         "fp32, fp16, bf16 (norms, softmax, sums and positions keep fp32); int8: the encoder's layers, else fp16.",
     )
+    auto_mixed: bool = option(
+        False, "Keep in fp32 the fewest operators without which fp16 leaves its bounds, found by emulation."
+    )
     opset: int = option(0, "ONNX operator set, 18 to 23; 0: 20, or 22 for bf16, which Conv has from there on.")
+    keep: str = option("", "Layers that are not quantised: names of quantization.json, with commas between.")
     trt: int = option(10, "TensorRT major, 10 or 11: whose operator table, whose trtexec line.")
     engine: bool = option(False, "Build the engines here as well; needs tensorrt and a GPU.")
     attention: Literal["fp32", "fused"] = option(
@@ -60,6 +65,8 @@ class TensorrtTarget(OnnxTarget):
             raise UsageError(f"--trt {self.trt}: must be 10 or 11")
         if self.attention not in ("fp32", "fused"):
             raise UsageError(f"--attention {self.attention}: must be fp32 or fused")
+        if self.auto_mixed and self.precision != "fp16":
+            raise UsageError(f"--auto-mixed: --precision {self.precision} has nothing to mix; use --precision fp16")
         if self.io == "sam":
             raise UsageError("--io sam: orig_im_size becomes a shape, which breaks optimisation profiles; use contract")
         self._ranges()
@@ -76,11 +83,25 @@ class TensorrtTarget(OnnxTarget):
         if self.precision not in PRECISIONS:
             raise UsageError(f"--precision {self.precision}: must be {', '.join(PRECISIONS)}")
 
+    def _check_calibration(self) -> None:
+        if self.keep and self.precision != "int8":
+            raise UsageError(f"--keep: --precision {self.precision} takes none; leave it out")
+        super()._check_calibration()
+
     def _ranges(self) -> dict[str, tuple[int, int, int]]:
         return {
             "num_points": parse_range("points-profile", self.points_profile),
             "batch": parse_range("batch-profile", self.batch_profile),
         }
+
+    @property
+    def half(self) -> Half:
+        return "arithmetic" if self.precision in ("fp16", "int8") else "none"
+
+    def islands(self, program: Program) -> frozenset[str]:
+        from edgesam_deploy.targets.tensorrt.single import single_names
+
+        return program.islands | single_names(program, fused_attention=self.attention == "fused")
 
     @property
     def rule_table(self) -> str:
@@ -115,6 +136,7 @@ class TensorrtTarget(OnnxTarget):
             aten.fold_batch_norm,  # again: the DyT fork keeps one more norm behind the sum that has just been merged
             aten.fold_dyt_affine,
             aten.legalize_bicubic,  # its table has no cubic Resize
+            aten.fuse_channel_norm,  # one operator that keeps fp32 inside, where the pieces overflow fp16 at 256
             aten.limit_rank,  # attention in four axes, the form that TensorRT documents for its fused kernel
             *((aten.hoist_positional_encoding,) if self.io == "edgesam-npu" else ()),
             aten.gather_to_slice,
@@ -125,8 +147,7 @@ class TensorrtTarget(OnnxTarget):
             onnx.canonicalize_reshape,  # before folding: it frees the shape arithmetic that folding then removes
             onnx.fold_constants,
             onnx.eliminate_identity,
-            onnx.eliminate_common,  # before fusing: a mean that was computed twice hides a norm
-            onnx.fuse_layer_norm,  # one operator that keeps fp32 inside, where the pieces overflow fp16 at 256
+            onnx.eliminate_common,
             onnx.narrow_int64_data,
             onnx.fold_constants,
             *((onnx.cast_to_half(kind, fused_attention=fused),) if kind is not None else ()),

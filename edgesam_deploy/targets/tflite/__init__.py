@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,8 +18,9 @@ from edgesam_deploy.contract import (
     SegmenterInterface,
 )
 from edgesam_deploy.errors import UsageError
-from edgesam_deploy.precision.calibration import calibration_pictures, check_calibration, encoder_inputs
-from edgesam_deploy.targets.base import Arrays, Half, Target, option
+from edgesam_deploy.precision.calibration import encoder_inputs
+from edgesam_deploy.precision.calibration_rows import CALIBRATION, SHIPPED, calibration_set
+from edgesam_deploy.targets.base import Arrays, Bits, Half, Target, option
 from edgesam_deploy.targets.quiet import quiet
 from edgesam_deploy.targets.signatures import parse_signatures, signature_name, signed
 from edgesam_deploy.targets.tflite import flatbuffer
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from edgesam_deploy.passes.engine import Pass
     from edgesam_deploy.passes.program import Program
 
+log = logging.getLogger(__name__)
 SINGLE = "model"
 LARGE_MEAN = 128 * 128  # pixels: from here on a mean is taken in two steps, each of which is an operator
 
@@ -95,7 +98,7 @@ class TfliteTarget(Target):
                 "or take dynamic-int8"
             )
         if self.precision in CALIBRATED:
-            check_calibration(self.calibration)
+            calibration_set(self.calibration)
         if self.signatures is not None:
             parse_signatures(self.signatures)
         super().__post_init__()
@@ -153,6 +156,17 @@ class TfliteTarget(Target):
     def half(self) -> Half:
         return "weights" if self.precision == "fp16" else "none"
 
+    def options(self) -> dict[str, Any]:
+        chosen = super().options()
+        if self.precision in CALIBRATED and self.calibration is None:
+            chosen["calibration"] = SHIPPED
+        return chosen
+
+    def quantised(self, part: str) -> Bits | None:
+        if self.precision in ("fp32", "fp16"):
+            return None
+        return Bits(8, 16 if self.precision == "w8a16" else 8)
+
     def file(self, part: PartSpec) -> str:
         return f"{SINGLE if self.single_file else part.file}.{self.extension}"
 
@@ -169,7 +183,7 @@ class TfliteTarget(Target):
         metadata: Mapping[str, Mapping[str, str]],
     ) -> None:
         specs = interface.parts(promptable=MASK_DECODER in files)
-        rows = self._calibration_rows(interface)
+        rows = self._calibration_rows(interface, next(iter(files.values())).parent)
         for path in dict.fromkeys(files.values()):
             mine = {p.name: p for p in programs if files[p.name] == path}
             named = {signature_name(part, specs[part]): program for part, program in mine.items()}
@@ -181,12 +195,16 @@ class TfliteTarget(Target):
             if IMAGE_ENCODER in mine and precision == "w8a16":
                 rows = with_outputs(content, rows)  # the decoder is calibrated on what fp32 gives it
 
-    def _calibration_rows(self, interface: Interface | SegmenterInterface) -> list[Arrays]:
-        """The encoder's inputs for each picture; none where nothing is calibrated."""
+    def _calibration_rows(self, interface: Interface | SegmenterInterface, place: Path) -> list[Arrays]:
+        """The encoder's inputs for each picture, which ``calibration.json`` names; none where nothing is calibrated."""
         if self.precision not in CALIBRATED:
             return []
-        pictures = calibration_pictures(self.calibration)
-        return [in_layout(encoder_inputs(interface, picture), self.layout) for picture in pictures.values()]
+        chosen = calibration_set(self.calibration)
+        for reason in chosen.left_out:
+            log.warning("left out of the calibration: %s", reason)
+        content = {"schema": 1, **chosen.to_json(), "samples": len(chosen.pictures)}
+        (place / CALIBRATION).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+        return [in_layout(encoder_inputs(interface, picture), self.layout) for picture in chosen.pictures.values()]
 
     def _precision_of(self, *parts: str) -> Precision:
         """Of a file: 8-bit ranges are for maps; one scale for pixel coordinates and their sines ruins a decoder."""

@@ -14,6 +14,7 @@ from scenes import picture
 from edgesam_deploy.builder import build
 from edgesam_deploy.errors import UsageError
 from edgesam_deploy.passes.execute import relative_l2, run_program
+from edgesam_deploy.passes.islands import MARK
 from edgesam_deploy.targets import make_target
 from edgesam_deploy.targets.tensorrt.quantize import LEAST, quantise
 
@@ -51,6 +52,13 @@ def test_layers_and_the_other_summand_are_quantised(program, rng):
         np.testing.assert_array_equal(scale, scale.astype(np.float16).astype(np.float32))
     for row, expected in zip(rows, before, strict=True):
         assert relative_l2(expected, run_program(program, row)["y"]) < 0.03
+
+
+def test_a_marked_layer_is_left_alone_and_its_mark_is_spent(program, rng):
+    first = next(node for node in program.onnx.graph if node.op_type == "Conv")
+    first.metadata_props[MARK] = "conv2d"
+    assert quantise(program, [{"x": rng.standard_normal((1, 8, 6, 6)).astype(np.float32)}]) == ["Conv_2"]
+    assert not any(MARK in node.metadata_props for node in program.onnx.graph)  # or the cast would make it fp32
 
 
 def test_a_dead_channel_has_a_scale_that_half_holds(program, rng):

@@ -20,7 +20,7 @@ from edgesam_deploy.errors import BundleError, PromptError
 from edgesam_deploy.model.registry import load
 from edgesam_deploy.passes.engine import Engine
 from edgesam_deploy.passes.execute import relative_l2
-from edgesam_deploy.precision.calibration import calibration_pictures, encoder_inputs
+from edgesam_deploy.precision.calibration import encoder_inputs
 from edgesam_deploy.runtime import open_artifact, open_predictor
 from edgesam_deploy.targets import make_target
 from edgesam_deploy.targets.tflite import flatbuffer
@@ -144,7 +144,7 @@ def test_lower_precision_is_smaller_and_close(whole: Bundle, precision: Any, bou
     before = content(whole)
     after = flatbuffer.packed(flatbuffer.parse(quantized(before, precision, {})))
     assert len(after) < {"fp16": 0.65, "dynamic-int8": 0.5}[precision] * len(before)
-    picture_ = next(iter(calibration_pictures().values()))
+    picture_ = picture(150, 225, 10)
     row = in_layout(encoder_inputs(Interface(image_size=256), picture_), "nhwc")
     first, second = (runtime()[0](model_content=c).get_signature_runner("encode")(**row) for c in (before, after))
     assert 1e-6 < relative_l2(first["image_embeddings"], second["image_embeddings"]) < bound

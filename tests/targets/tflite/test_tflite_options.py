@@ -12,9 +12,10 @@ import pytest
 from conftest import FAMILY
 
 from edgesam_deploy.contract import Interface, interface_from
-from edgesam_deploy.errors import EdgeSamDeployError, ImageError, MissingToolkit, PromptError, UsageError
+from edgesam_deploy.errors import EdgeSamDeployError, MissingToolkit, PromptError, UsageError
 from edgesam_deploy.model.registry import load
-from edgesam_deploy.precision.calibration import calibration_files, calibration_pictures, encoder_inputs
+from edgesam_deploy.precision.calibration import calibration_files, encoder_inputs
+from edgesam_deploy.precision.calibration_rows import HELD_OUT, calibration_set
 from edgesam_deploy.targets import make_target
 from edgesam_deploy.targets.quiet import quiet
 from edgesam_deploy.targets.signatures import parse_signatures, signature_names, used_slots
@@ -120,8 +121,9 @@ def test_what_is_printed_is_kept_when_it_fails(capfd: pytest.CaptureFixture[str]
 
 
 def test_the_shipped_photographs_calibrate() -> None:
-    pictures = calibration_pictures()
+    pictures = calibration_set(None).pictures
     assert len(pictures) >= 3
+    assert HELD_OUT not in pictures  # parity is judged on it
     inputs = encoder_inputs(Interface(image_size=256), next(iter(pictures.values())))
     assert {name: (a.shape, a.dtype.name) for name, a in inputs.items()} == {"image": ((1, 3, 256, 256), "float32")}
     raw = encoder_inputs(Interface(image_size=256, embed_preprocess=True), next(iter(pictures.values())))
@@ -133,10 +135,10 @@ def test_folders_without_pictures_and_broken_pictures(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no picture in it"):
         calibration_files(tmp_path)
     (tmp_path / "broken.png").write_bytes(b"no picture")
-    with pytest.raises(ImageError, match=r"broken\.png is not a picture") as caught:
+    with pytest.raises(UsageError, match=r"no picture in it can be read \(broken\.png") as caught:
         make_target("tflite", precision="int8", calibration=str(tmp_path))  # before anything is built
     assert caught.value.exit_code == 2
     whole = (files("edgesam_deploy") / "photographs" / "coffee.jpg").read_bytes()
     (tmp_path / "broken.png").write_bytes(whole[: len(whole) // 2])  # its header is good
-    with pytest.raises(ImageError, match=r"broken\.png"):
-        calibration_pictures(tmp_path)
+    with pytest.raises(UsageError, match=r"broken\.png"):
+        calibration_set(str(tmp_path))
