@@ -191,9 +191,9 @@ def test_a_wrong_zero_point_is_refused_and_the_right_one_passes(bundles, tiny_mo
 # --- the gate --------------------------------------------------------------------------------------------------------
 
 
-def faint_model():
+def planted(changes):
     model = ed.load("edge_sam", seed=0, config=TINY)
-    for name, change in FAINT.items():
+    for name, change in changes.items():
         model.get_parameter(name).data = change(model.get_parameter(name).detach())
     return model
 
@@ -202,7 +202,7 @@ def test_a_build_is_refused_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(CoremlTarget, "emit_parts", lambda *_: pytest.fail("it went on"))
     steps = []
     with pytest.raises(ParityError, match=r"emulated") as refusal:
-        builder.build(faint_model(), "coreml", tmp_path / "out", proof="off", progress=steps.append)
+        builder.build(planted(FAINT), "coreml", tmp_path / "out", proof="off", progress=steps.append)
     assert refusal.value.exit_code == 4
     assert "no bundle was written" in str(refusal.value)
     assert steps[-1] == "fp16 lint"
@@ -246,6 +246,6 @@ def test_targets_that_cannot_mix_say_so():
 def test_islands_reach_the_package_and_its_parity(tmp_path, monkeypatch):
     pytest.importorskip("coremltools")
     monkeypatch.setattr("edgesam_deploy.precision.mixed.few_pictures", lambda: SCENES)
-    bundle = ed.build(faint_model(), "coreml", tmp_path / "out", proof="off", pictures=SCENES, auto_mixed=True)
+    bundle = ed.build(planted(HIGH), "coreml", tmp_path / "out", proof="off", pictures=SCENES, auto_mixed=True)
     assert bundle.read_json("parity.json")["verdict"] == "pass"
-    assert bundle.manifest["parts"]["image_encoder"]["fp32_islands"]
+    assert bundle.manifest["parts"]["mask_decoder"]["fp32_islands"]
