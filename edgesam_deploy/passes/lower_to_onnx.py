@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from edgesam_deploy.passes.engine import Pass, exact
 from edgesam_deploy.passes.islands import mark
@@ -14,6 +14,7 @@ from edgesam_deploy.passes.program import Program
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+    from torch.export import ExportedProgram
 
 
 def lower_to_onnx(opset: int, ir_version: int) -> Pass:
@@ -35,7 +36,7 @@ def lower_to_onnx(opset: int, ir_version: int) -> Pass:
 def _lower(program: Program, opset: int, ir_version: int) -> int:
     import torch
 
-    with _quiet():
+    with _quiet(), _decomposed_if_needed(program.aten):
         exported = torch.onnx.export(
             program.aten,
             dynamo=True,
@@ -53,6 +54,29 @@ def _lower(program: Program, opset: int, ir_version: int) -> int:
     mark(model, exported.exported_program, program.islands)
     program.body = model
     return len(model.graph)
+
+
+@contextlib.contextmanager
+def _decomposed_if_needed(body: ExportedProgram) -> Iterator[None]:
+    """The exporter traces every program again to decompose operators that it has no translation for: half of its time.
+    It hands over a table of those; a graph that has none of them, and nothing that works in place, stays as it is.
+    """
+    decompose = body.run_decompositions
+
+    def run_decompositions(table: Mapping[Any, Any] | None = None, **options: Any) -> ExportedProgram:
+        targets = [node.target for node in body.graph.nodes if node.op == "call_function"]
+        needed = table is None or any(t in table or _works_in_place(t) for t in targets)
+        return decompose(table, **options) if needed else body
+
+    body.run_decompositions = run_decompositions  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        del body.run_decompositions  # type: ignore[method-assign]
+
+
+def _works_in_place(target: Any) -> bool:
+    return bool(getattr(getattr(target, "_schema", None), "is_mutable", False))
 
 
 def _name_outputs(model: ir.Model, program: Program) -> None:

@@ -192,3 +192,17 @@ def test_rewriting_before_lowering() -> None:
     after = Engine("fast").run(program, (lower_to_onnx(20, 9),))
     assert counts(after) == {"Conv": 1}
     assert {name.rsplit(".", 1)[1] for name in after.onnx.graph.initializers} == {"weight", "bias"}
+
+
+@pytest.mark.parametrize(("function", "times"), [(lambda _, x: 1 - x.relu(), 1), (lambda _, x: x.relu() * 2, 0)])
+def test_only_what_has_no_translation_is_decomposed(monkeypatch, function, times):
+    """``rsub`` has none: the whole program is traced again for it."""
+    done = []
+    decompose = torch.export.ExportedProgram.run_decompositions
+    monkeypatch.setattr(
+        torch.export.ExportedProgram, "run_decompositions", lambda *a, **k: done.append(1) or decompose(*a, **k)
+    )
+    program = traced(Calls(function), (2, 3))
+    done.clear()
+    Engine("fast").run(program, [lower_to_onnx(18, 8)])  # which proves it
+    assert len(done) == times
