@@ -68,11 +68,11 @@ def _decomposed_if_needed(body: ExportedProgram) -> Iterator[None]:
         needed = table is None or any(t in table or _works_in_place(t) for t in targets)
         return decompose(table, **options) if needed else body
 
-    body.run_decompositions = run_decompositions  # type: ignore[method-assign,assignment]
+    body.run_decompositions = run_decompositions
     try:
         yield
     finally:
-        del body.run_decompositions  # type: ignore[method-assign]
+        del body.run_decompositions
 
 
 def _works_in_place(target: Any) -> bool:
