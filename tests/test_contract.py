@@ -35,7 +35,7 @@ def random_prompt(rng, count):
 
 
 @pytest.mark.parametrize(
-    "count", [pytest.param(n, marks=pytest.mark.slow if n in (2, 3, 5) else ()) for n in range(1, SLOTS + 1)]
+    "count", [pytest.param(n, marks=pytest.mark.slow if n in (2, 3, 4, 5) else ()) for n in range(1, SLOTS + 1)]
 )
 def test_n_points_in_more_slots_equal_n_slots(bundles, decoder, rng, count):
     coords, labels = random_prompt(rng, count)
@@ -79,7 +79,7 @@ def test_every_label_means_something_of_its_own(decoder, rng, code):
         assert np.abs(decoder(coords, labels)[0] - something).max() > 1e-3, (code, other)
 
 
-@pytest.mark.parametrize("batch", [3, "dynamic"])
+@pytest.mark.parametrize("batch", [3, pytest.param("dynamic", marks=pytest.mark.slow)])
 def test_a_batch_equals_its_prompts_one_by_one(bundles, scene, rng, batch):
     predictor = open_predictor(bundles(batch=batch, mask_input=True).path)
     predictor.set_image(scene)
@@ -147,7 +147,15 @@ OPTIONS = {
 }
 
 # each of whose options another case has
-JOINED = {"dynamic points", "stability", "edgesam, fixed", "sam, fixed", "sam, single, fixed", "many slots"}
+JOINED = {
+    "dynamic points",
+    "sam, single",
+    "stability",
+    "edgesam, fixed",
+    "sam, fixed",
+    "sam, single, fixed",
+    "many slots",
+}
 CASES = [
     pytest.param(options, id=name, marks=pytest.mark.slow if name in JOINED else ())
     for name, options in OPTIONS.items()

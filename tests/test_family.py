@@ -24,7 +24,15 @@ FORBIDDEN = {
     "SequenceAt", "SplitToSequence", "Shape", "Range", "Where", "BatchNormalization", "Expand",
 }  # fmt: skip
 # what others of the list have in them: edge_sam is built all over the tests, ViT's encoder with sam_hq_vit_b
-COVERED = {"edge_sam", "edge_sam_dyt_frozen_mask", "vit_b"}
+COVERED = {  # by one of the same kind
+    "edge_sam",
+    "edge_sam_dyt",
+    "edge_sam_dyt_frozen_mask",
+    "vit_b",
+    "sam_hq_vit_b",
+    "cwsam",
+    "cwsam_hierarchical_moe_10b",
+}
 NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in COVERED else name for name in FAMILY]
 ROUTED = ("cwsam_moe_3b", "cwsam_hierarchical_moe_10b")
 
@@ -78,7 +86,9 @@ def test_a_second_unrelated_picture(family, name):
     assert np.abs(maps[0] - maps[1]).max() > 0.01
 
 
-@pytest.mark.parametrize("options", [{"argmax": True}, {"embed_preprocess": True}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"argmax": True}, pytest.param({"embed_preprocess": True}, marks=pytest.mark.slow)], ids=str
+)
 def test_options_of_a_semantic_model(family, options):
     model, bundle = family("cwsam", **options)
     scene = picture(100, 300, 4)  # larger than the model's 128 on one side
@@ -180,7 +190,7 @@ def test_io_edgesam_dyt_with_all_combinations_of_its_flags(family, name, points,
         assert np.abs(ours - theirs.numpy()).max() < 1e-4
 
 
-@pytest.mark.parametrize("count", [1, 4])
+@pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_io_sam_of_an_hq_model_takes_its_exporters_features(family, count):
     """sam-hq's apps hand over the features of all four global blocks; the first is all that counts."""
     model, bundle = family("sam_hq_vit_b", io="sam")
@@ -251,7 +261,7 @@ def test_larger_masks_of_several_prompts(family):
     assert np.abs(full - predictor.upscale(answers.logits)).max() < 1e-3
 
 
-@pytest.mark.parametrize("name", ["edge_sam_dyt_hq", "sam_hq_vit_b"])
+@pytest.mark.parametrize("name", ["edge_sam_dyt_hq", pytest.param("sam_hq_vit_b", marks=pytest.mark.slow)])
 def test_hq_models_answer_with_one_mask(family, name):
     model, bundle = family(name, proof="fast") if name == "edge_sam_dyt_hq" else family(name)
     for predictor in (SamPredictor(model), open_predictor(bundle.path)):
@@ -277,6 +287,7 @@ def test_empty_slots_are_exact_in_hq_models_too(family):
 # ---------------------------------------------------------------------------------------------------- large files
 
 
+@pytest.mark.slow
 def test_weights_beside_the_graph(monkeypatch, tmp_path):
     """Above a gigabyte the weights lie in a file of their own; here, above nothing."""
     from edgesam_deploy.builder import build

@@ -36,15 +36,17 @@ def lower_to_onnx(opset: int, ir_version: int) -> Pass:
 def _lower(program: Program, opset: int, ir_version: int) -> int:
     import torch
 
-    with _quiet(), _decomposed_if_needed(program.aten):
-        exported = torch.onnx.export(
-            program.aten,
-            dynamo=True,
-            optimize=False,
-            verify=False,
-            verbose=False,
-            opset_version=opset,
-        )
+    def export(body: ExportedProgram) -> torch.onnx.ONNXProgram | None:
+        return torch.onnx.export(
+            body, dynamo=True, optimize=False, verify=False, verbose=False, opset_version=opset
+        )  # fmt: skip
+
+    with _quiet():
+        try:
+            with _decomposed_if_needed(quick := program.copy().aten):
+                exported = export(quick)
+        except torch.onnx.OnnxExporterError:  # an operator that the table leaves out, such as aten.to
+            exported = export(program.aten)
     assert exported is not None
     model = exported.model
     model.ir_version = ir_version

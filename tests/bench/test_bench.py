@@ -95,6 +95,7 @@ def test_points_are_different_and_inside():
     assert (points < [scene.shape[1], scene.shape[0]]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "wanted"), [("cwsam", "segmenter"), ("edge_sam_dyt_hq", "postprocess, 1 mask")])
 def test_the_rest_of_the_family(family, name, wanted):
     _, bundle = family(name)

@@ -107,7 +107,7 @@ def refused(code, words, *arguments):
         (["build", "edge_sam", "--opset", "24"], ["--opset 24", "18 to 23"]),
         (["build", "edge_sam", "--opset", "new"], ["--opset new", "a number"]),
         (["build", "edge_sam", "--scores", "best"], ["--scores best", "iou", "stability"]),
-        (["build", "edge_sam", "--precision", "int8"], ["--precision int8", "fp32"]),
+        (["build", "edge_sam", "--precision", "int4"], ["--precision int4", "fp32"]),
         (["build", "edge_sam", "--io", "sam-hq"], ["--io sam-hq", "contract", "edgesam", "sam"]),
         (["build", "edge_sam", "--proof", "half"], ["--proof", "'half'", "'fast'"]),
         (["build", "edge_sam", "--upsample", "cubic"], ["upsample", "'cubic'", "bicubic or bilinear"]),
@@ -269,7 +269,7 @@ PICTURES = {
     "text": ("x.png", lambda path: path.write_text("hello"), ["x.png is not a picture"]),
     "empty": ("x.png", lambda path: path.write_bytes(b""), ["x.png is not a picture"]),
     "truncated JPEG": ("x.jpg", cut_jpeg, ["cannot decode x.jpg", "truncated"]),
-    "folder": ("x.png", lambda path: path.mkdir(), ["x.png is a folder"]),
+    "folder": ("x.png", lambda path: path.mkdir(), ["x.png", "picture"]),
     "a name too long": ("x" * 300 + ".png", None, ["File name too long"]),
 }
 
@@ -333,7 +333,9 @@ def test_settings_of_everything(bundles, options, words):
 
 def test_missing_out_and_swapped_arguments(bundles):
     refused(USAGE, ["--out"], "run", bundles().path, COFFEE, "--point", "5,5")
-    refused(USAGE, ["is a folder, not a picture"], "run", COFFEE, bundles().path, "-o", "out", "--point", "5,5")
+    refused(
+        ERROR, ["is not a bundle", "no manifest.json"], "run", COFFEE, bundles().path, "-o", "out", "--point", "5,5"
+    )
 
 
 @pytest.mark.parametrize("command", ["run", "everything", "bench", "check"])

@@ -15,7 +15,7 @@ from edgesam_deploy import parity
 from edgesam_deploy.model import configs
 from edgesam_deploy.model.configs import override
 
-HASHED = {"README.md", "decoder.onnx", "encoder.onnx", "integration", "ops.json"}
+HASHED = {"README.md", "decoder.onnx", "encoder.onnx", "integration", "ops.json", "WEIGHTS_LICENSE.md"}
 
 
 @pytest.fixture
@@ -44,7 +44,12 @@ def test_the_real_model(tmp_path):
         assert words in built.out
     assert "not proved" not in built.out
     assert "\x1b" not in built.out + built.err
-    assert {path.name for path in out.iterdir()} == HASHED | {"manifest.json", "parity.json", "timings.json"}
+    assert {path.name for path in out.iterdir()} == HASHED | {
+        "manifest.json",
+        "sbom.cdx.json",
+        "parity.json",
+        "timings.json",
+    }
     assert os.listdir(tmp_path) == ["bundle"]
 
     manifest = json.loads((out / "manifest.json").read_text())
@@ -82,7 +87,7 @@ def test_json_and_every_option(tiny):
     assert manifest == json.loads((tiny / "out/edge_sam/onnx/manifest.json").read_text())
     assert manifest["options"] == {
         "points": 4, "batch": "dynamic", "mask_input": True, "scores": "stability", "io": "contract",
-        "return_single_mask": False, "embed_preprocess": True, "opset": 18, "precision": "fp32",
+        "return_single_mask": False, "embed_preprocess": True, "opset": 18, "precision": "fp32", "calibration": None,
             "multimask": False, "hq_token_only": False, "argmax": False, "prompts_per_image": 2,
     }  # fmt: skip
     assert manifest["weights"]["seed"] == 7

@@ -194,9 +194,12 @@ def test_rewriting_before_lowering() -> None:
     assert {name.rsplit(".", 1)[1] for name in after.onnx.graph.initializers} == {"weight", "bias"}
 
 
-@pytest.mark.parametrize(("function", "times"), [(lambda _, x: 1 - x.relu(), 1), (lambda _, x: x.relu() * 2, 0)])
+@pytest.mark.parametrize(
+    ("function", "times"),
+    [(lambda _, x: 1 - x.relu(), 1), (lambda _, x: (x > 0).to(torch.float32), 1), (lambda _, x: x.relu() * 2, 0)],
+)
 def test_only_what_has_no_translation_is_decomposed(monkeypatch, function, times):
-    """``rsub`` has none: the whole program is traced again for it."""
+    """``rsub`` and ``to`` have none: the whole program is traced again for them."""
     done = []
     decompose = torch.export.ExportedProgram.run_decompositions
     monkeypatch.setattr(

@@ -161,6 +161,7 @@ def tflite(tmp_path_factory):
     return build(load("edge_sam", seed=0, config=TINY), "tflite", place, proof="off", pictures=pictures, **options)
 
 
+@pytest.mark.slow
 def test_kotlin_names_the_signatures_of_the_file(tflite):
     from edgesam_deploy.targets.tflite import flatbuffer
 

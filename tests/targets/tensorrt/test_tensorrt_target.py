@@ -174,7 +174,7 @@ def test_hazards_are_named(tmp_path):
 def test_weights_beyond_half_are_refused_by_name(tmp_path):
     model = load("edge_sam", config=FAMILY["edge_sam"])
     model.mask_decoder.iou_prediction_head.layers[0].bias.data[3] = 1e5
-    with pytest.raises(EdgeSamDeployError, match=r"iou_prediction_head.* holds 1e\+05, and fp16 ends at 65504"):
+    with pytest.raises(EdgeSamDeployError, match=r"iou_prediction_head.* reaches 1e\+05 where fp16 ends at 65,504"):
         build(model, "tensorrt", tmp_path / "out", proof="off", pictures=SCENE)
     assert list(tmp_path.iterdir()) == []
 
