@@ -43,7 +43,7 @@ def _lower(program: Program, opset: int, ir_version: int) -> int:
 
     with _quiet():
         try:
-            with _decomposed_if_needed(quick := program.copy().aten):
+            with _decomposed_if_needed(quick := program.copy().aten, always=bool(program.islands)):
                 exported = export(quick)
         except torch.onnx.OnnxExporterError:  # an operator that the table leaves out, such as aten.to
             exported = export(program.aten)
@@ -59,15 +59,16 @@ def _lower(program: Program, opset: int, ir_version: int) -> int:
 
 
 @contextlib.contextmanager
-def _decomposed_if_needed(body: ExportedProgram) -> Iterator[None]:
+def _decomposed_if_needed(body: ExportedProgram, *, always: bool) -> Iterator[None]:
     """The exporter traces every program again to decompose operators that it has no translation for: half of its time.
     It hands over a table of those; a graph that has none of them, and nothing that works in place, stays as it is.
+    ``always``: islands are found by what the second trace says of the first.
     """
     decompose = body.run_decompositions
 
     def run_decompositions(table: Mapping[Any, Any] | None = None, **options: Any) -> ExportedProgram:
         targets = [node.target for node in body.graph.nodes if node.op == "call_function"]
-        needed = table is None or any(t in table or _works_in_place(t) for t in targets)
+        needed = always or table is None or any(t in table or _works_in_place(t) for t in targets)
         return decompose(table, **options) if needed else body
 
     body.run_decompositions = run_decompositions
