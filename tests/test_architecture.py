@@ -62,6 +62,7 @@ ALLOWED = {
     "precision": {"contract", "model", "passes"},  # what targets read of it; and what reads targets and artifacts:
     "precision/composed": {"bundle", "contract", "passes", "runtime", "targets"},
     "precision/analyse": {"capture", "contract", "cost", "model", "parity", "passes", "runtime", "targets"},
+    "precision/shown": {"model", "parity", "runtime"},
     "precision/mixed": {"capture", "contract", "model", "parity", "passes", "runtime", "targets"},
     "precision/sensitivity": {"contract", "model", "parity", "passes", "runtime", "targets"},
     "precision/quantisation": {"bundle", "parity", "passes", "targets"},

@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from edgesam_deploy.contract import IMAGE_ENCODER, SEGMENTER
 from edgesam_deploy.errors import UsageError
 from edgesam_deploy.parity import Bounds, bounds_of, few_pictures
-from edgesam_deploy.parity.cases import least_cases
 from edgesam_deploy.passes.program import Program
 from edgesam_deploy.precision.composed import ProgramRunner, artifact_of
 from edgesam_deploy.precision.emulate import LABEL, Emulation
 from edgesam_deploy.precision.islands import Islands, find_islands
-from edgesam_deploy.runtime import BundlePredictor
+from edgesam_deploy.precision.shown import run_on
 
 if TYPE_CHECKING:
     from edgesam_deploy.contract import Interface, SegmenterInterface
@@ -77,15 +75,5 @@ def _samples(
         return ProgramRunner(program, run, LABEL)
 
     artifact = artifact_of(programs, target, interface, {p.name: runner(p) for p in programs})
-    with torch.no_grad():
-        for picture in pictures.values():
-            if not isinstance(artifact, BundlePredictor):
-                from edgesam_deploy.model.semantic import preprocess
-
-                artifact.infer_map(preprocess(picture, artifact.image_size))
-                continue
-            artifact.set_image(picture)
-            if part != IMAGE_ENCODER and artifact.has_decoder:
-                for case in least_cases(artifact.interface)[0]:
-                    artifact.decode(*artifact.prepared(**case.prompt(*artifact.original_size)))
+    run_on(artifact, pictures, prompts=part != IMAGE_ENCODER)
     return seen, bounds_of(artifact.bundle)[1]

@@ -22,13 +22,12 @@ from torch import Tensor
 from torch.fx import Node
 
 from edgesam_deploy.model.fetch import cache_folder
-from edgesam_deploy.parity.cases import least_cases
 from edgesam_deploy.passes.program import Program, operator
 from edgesam_deploy.precision.calibration_rows import calibration_set
 from edgesam_deploy.precision.composed import ProgramRunner, artifact_of
 from edgesam_deploy.precision.islands import shares_of
+from edgesam_deploy.precision.shown import run_on
 from edgesam_deploy.precision.walk import Walker, called, module_path
-from edgesam_deploy.runtime import BundlePredictor
 from edgesam_deploy.targets.base import Bits
 
 if TYPE_CHECKING:
@@ -124,17 +123,7 @@ def _samples(
         return ProgramRunner(program, run, "fp32")
 
     artifact = artifact_of(programs, target, interface, {p.name: runner(p) for p in programs})
-    with torch.no_grad():
-        for picture in pictures.values():
-            if not isinstance(artifact, BundlePredictor):
-                from edgesam_deploy.model.semantic import preprocess
-
-                artifact.infer_map(preprocess(picture, artifact.image_size))
-                continue
-            artifact.set_image(picture)
-            if part == programs[-1].name and artifact.has_decoder:
-                for case in least_cases(artifact.interface)[0]:
-                    artifact.decode(*artifact.prepared(**case.prompt(*artifact.original_size)))
+    run_on(artifact, pictures, prompts=part == programs[-1].name)
     return seen
 
 
