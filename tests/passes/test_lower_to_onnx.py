@@ -209,3 +209,23 @@ def test_only_what_has_no_translation_is_decomposed(monkeypatch, function, times
     done.clear()
     Engine("fast").run(program, [lower_to_onnx(18, 8)])  # which proves it
     assert len(done) == times
+
+
+def test_the_table_says_so_before_anything_is_exported(monkeypatch):
+    """Else the export without decomposing would be tried in vain first."""
+    exported = []
+    export = torch.onnx.export
+    monkeypatch.setattr(torch.onnx, "export", lambda *a, **k: exported.append(1) or export(*a, **k))
+    Engine("off").run(traced(Calls(lambda _, x: 1 - x.relu()), (2, 3)), [lower_to_onnx(18, 8)])
+    assert exported == [1]
+
+
+def test_what_works_in_place_is_traced_again():
+    """The table leaves ``copy_`` out, and nobody reads its result: as it is written, what it copies would be lost."""
+
+    def function(_: Calls, x: Tensor) -> Tensor:
+        y = x.clone()
+        y.copy_(x * 3)
+        return y * 2
+
+    Engine("fast").run(traced(Calls(function), (2, 3)), [lower_to_onnx(18, 8)])  # which proves it
