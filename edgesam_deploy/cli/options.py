@@ -22,7 +22,10 @@ TargetName = Annotated[
 ]
 Checkpoint = Annotated[
     str | None,
-    typer.Option(help="A .pth or .safetensors file, or a name of: edgesam-deploy fetch. Without one: random weights."),
+    typer.Option(
+        help="A .pth or .safetensors file, or a name of: edgesam-deploy fetch. Without one: random weights; for "
+        "edge_sam_demo those that come along."
+    ),
 ]
 Seed = Annotated[int | None, typer.Option(help="Seed of the random weights. Default 0.")]
 ImageSize = Annotated[

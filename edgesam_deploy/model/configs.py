@@ -92,6 +92,7 @@ EncoderConfig = RepVitConfig | VitConfig | TinyVitConfig
 M1 = RepVitConfig()
 M2 = RepVitConfig((64, 128, 256, 512), (3, 4, 14, 3), (0, 4, 8, 10, 12, 14, 16, 18, 22))
 M3 = RepVitConfig((64, 128, 256, 512), (5, 6, 20, 3), (0, 2, 6, 8, *range(12, 30, 2), 32))
+DEMO = RepVitConfig((16, 32, 64, 128), (1, 1, 4, 1), (0, 2, 4), out_channels=128)
 M1_DYT = RepVitConfig(gelu="tanh", norm="dyt", rep_layout="dyt_fork")
 VIT_B = VitConfig()
 VIT_L = VitConfig(1024, 24, 16, (5, 11, 17, 23))
@@ -152,6 +153,9 @@ def _sam(encoder: EncoderConfig, text: str) -> SamConfig:
 
 MODELS: dict[str, SamConfig | CwsamConfig] = {
     "edge_sam": SamConfig(description="EdgeSAM, RepViT-M1 (arXiv 2312.06660)"),
+    "edge_sam_demo": SamConfig(
+        DEMO, MaskDecoderConfig(mlp_dim=256), 256, 128, APACHE, "a small EdgeSAM whose weights come along"
+    ),
     "edge_sam_m2": SamConfig(M2, description="EdgeSAM with the RepViT-M2 encoder"),
     "edge_sam_m3": SamConfig(M3, description="EdgeSAM with the RepViT-M3 encoder"),
     "edge_sam_dyt": SamConfig(M1_DYT, DYT_DECODER, description="EdgeSAM-DyT: dynamic tanh instead of norms"),

@@ -1,7 +1,7 @@
 """Where published checkpoints live, and how one gets here.
 
-Nothing is bundled and nothing is downloaded unless a name asks for it. This module does not import torch: listing and
-fetching stay fast. What no program can fetch is said, with the steps to do it by hand.
+Nothing is downloaded unless a name asks for it; of weights, only the demonstration model's come along. This module does
+not import torch: listing and fetching stay fast. What no program can fetch is said, with the steps to do it by hand.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Literal, Protocol, cast
 
@@ -151,8 +152,15 @@ def offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "").strip().upper() in ("1", "ON", "YES", "TRUE")
 
 
+def shipped_weights(name: str) -> Path | None:
+    """The weights of a model that come along with this package, or None; how they were made lies beside them."""
+    path = Path(str(files("edgesam_deploy.model") / "shipped" / f"{name}.safetensors"))
+    return path if path.is_file() else None
+
+
 def resolve(name_or_path: str | Path, *, opener: Opener | None = None, progress: Progress | None = None) -> Path:
-    """The file that a path or a name of ``SOURCES`` stands for, downloaded if it is not there yet.
+    """The file that a path, a name of ``SOURCES`` or of a model whose weights come along stands for; downloaded if it
+    is not there yet.
 
     An existing file wins over a name. ``opener`` replaces the HTTPS client for addresses that are not Hugging Face's,
     whose own client shows its own progress; ``progress`` is called with the bytes so far and in all.
@@ -166,6 +174,8 @@ def resolve(name_or_path: str | Path, *, opener: Opener | None = None, progress:
     # a folder may well be called like a model (out/edge_sam): only a file wins over a name
     if path.is_file() or (source is None and path.exists()):
         return path
+    if source is None and (own := shipped_weights(str(name_or_path))):
+        return own
     if source is None:
         raise _not_found(str(name_or_path), path)
     target = source.cached

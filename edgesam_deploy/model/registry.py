@@ -15,7 +15,7 @@ from edgesam_deploy.model.checkpoint import Checkpoint, read_checkpoint
 from edgesam_deploy.model.configs import ALIASES, MODELS, RepVitConfig, SamConfig, check, model_config, override
 from edgesam_deploy.model.cwsam.configs import CwsamConfig, check_cwsam, fitted, from_model_args
 from edgesam_deploy.model.cwsam.model import Cwsam
-from edgesam_deploy.model.fetch import resolve
+from edgesam_deploy.model.fetch import resolve, shipped_weights
 from edgesam_deploy.model.layouts import recognise, wrong_model_message
 from edgesam_deploy.model.sam import Sam, Weights
 from edgesam_deploy.model.seeded import seeded_state
@@ -70,8 +70,9 @@ def load(
 ) -> Sam | Cwsam:
     """A model of the family in ``eval`` mode, on the CPU, in float32.
 
-    checkpoint: a path, or a name of ``edgesam-deploy fetch --list``; without one the weights are drawn from ``seed``
-    (default 0) and everything built from the model says so. upsample: how the neck of an EdgeSAM enlarges its coarse
+    checkpoint: a path, or a name of ``edgesam-deploy fetch --list``; without one, and without a ``seed``, the weights
+    that come along (``edge_sam_demo``'s do), else weights drawn from the seed (default 0), and everything built from
+    the model says so. upsample: how the neck of an EdgeSAM enlarges its coarse
     features; bicubic, the default, is what it was trained with. gelu: ``erf`` or ``tanh`` instead of the model's own.
     config: field values for sizes that have no name, e.g. ``{"image_size": 512}``; for CWSAM also what its authors'
     files hold, ``{"model_args": ...}``.
@@ -83,6 +84,8 @@ def load(
         raise UsageError("give a checkpoint or a seed, not both")
     cfg = configured(name, upsample=upsample, gelu=gelu, config=config)
     name = ALIASES.get(name, name)
+    if checkpoint is None and seed is None:
+        checkpoint = shipped_weights(name)
     if checkpoint is None:
         model = empty(cfg, name)
         seed = 0 if seed is None else seed

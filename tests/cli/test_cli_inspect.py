@@ -316,10 +316,7 @@ def test_any_encoding():
     ("typed", "offered"),
     [
         ("edgesam-deploy eve", ["everything"]),
-        (
-            "edgesam-deploy build edge_sam_",
-            ["edge_sam_m2", "edge_sam_m3", "edge_sam_dyt", "edge_sam_dyt_frozen_mask", "edge_sam_dyt_hq"],
-        ),
+        ("edgesam-deploy build edge_sam_dyt_", ["edge_sam_dyt_frozen_mask", "edge_sam_dyt_hq"]),
         ("edgesam-deploy build edge_sam --target o", ["onnx"]),
         ("edgesam-deploy build edge_sam --proof f", ["fast", "full"]),
         ("edgesam-deploy build edge_sam --embed", ["--embed-preprocess"]),
