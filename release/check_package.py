@@ -32,6 +32,7 @@ MODULES = {
     "train": ["webdataset", "pycocotools.mask", "yaml", "tensorboard"],
     "demo": ["gradio"],
     "docs": ["mkdocs", "mkdocstrings", "material"],
+    "notebook": ["nbclient", "nbformat", "ipykernel"],
     "dev": ["pytest", "mypy", "hypothesis"],
     "all": ["coremltools", "onnxruntime_qnn", "gradio", "webdataset", "pytest"],
 }
