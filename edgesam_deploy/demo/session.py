@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from edgesam_deploy.errors import ImageError, PromptError
+from edgesam_deploy.errors import EdgeSamDeployError, ImageError, PromptError
 from edgesam_deploy.model.base_predictor import MASK_CHOICES, PromptPredictor
 from edgesam_deploy.model.mask_generator import SamAutomaticMaskGenerator
 from edgesam_deploy.model.masks import mask_to_rle, rle_to_coco
@@ -132,10 +132,19 @@ class Session:
     def click(self, x: float, y: float, mode: Mode = "inside") -> None:
         """A click at (x, y) of the view. ``remove`` takes the nearest point away; two clicks in ``box`` are corners.
 
-        Raises PromptError before a picture is there, and for artifacts that take no prompts.
+        Raises PromptError before a picture is there, for artifacts that take no prompts, and for a prompt that the
+        artifact has no slots for; the prompt is then what it was.
         """
         scale = self._scale()
-        at = [x * scale[0], y * scale[1]]
+        before = [*self.points], self.box, self._corner
+        try:
+            self._click([x * scale[0], y * scale[1]], mode)
+        except EdgeSamDeployError:
+            self.points, self.box, self._corner = before
+            self._predict()  # of two artifacts, the first may have answered already
+            raise
+
+    def _click(self, at: list[float], mode: Mode) -> None:
         if mode == "box":
             self._corner_at(at)
         elif mode == "remove":
@@ -147,9 +156,15 @@ class Session:
 
     def drag(self, x0: float, y0: float, x1: float, y1: float) -> None:
         """A box from corner to corner, in pixels of the view."""
+        before = self.box
         self._corner = None
-        self.click(x0, y0, "box")
-        self.click(x1, y1, "box")
+        try:
+            self.click(x0, y0, "box")
+            self.click(x1, y1, "box")
+        except EdgeSamDeployError:
+            self.box, self._corner = before, None
+            self._predict()
+            raise
 
     def choose(self, index: int) -> None:
         """Which of the masks is shown and downloaded."""

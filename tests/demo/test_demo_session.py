@@ -172,6 +172,22 @@ def test_uploads_that_are_refused_change_nothing(session, scene_file, tmp_path):
         check_upload(scene_file, Limits(file_bytes=100))
 
 
+def test_a_prompt_without_slots_is_refused_and_forgotten(session, scene_file):
+    session.load(scene_file)
+    for at in range(20, 70, 10):
+        session.click(at, at)
+    five, mask = [*session.points], session.mask()
+    with pytest.raises(PromptError, match=r"7 prompt slots needed.* has 6"):
+        session.click(90, 90)
+    with pytest.raises(PromptError, match="7 prompt slots needed"):
+        session.drag(10, 10, 80, 80)
+    assert (session.points, session.box) == (five, None)
+    np.testing.assert_array_equal(session.mask(), mask)
+    session.click(60, 60, "remove")
+    session.drag(10, 10, 80, 80)
+    assert (len(session.points), session.box) == (4, [10, 10, 80, 80])
+
+
 def test_nothing_works_before_a_picture_is_there(session):
     assert session.pictures() == []
     for act in (lambda: session.click(1, 1), session.everything, session.as_rle):
