@@ -54,6 +54,7 @@ demo-weights: $(TOOLKITS) ## train the demonstration model on synthetic scenes, 
 docs: $(TOOLKITS) ## the documentation site, strictly, into out/site
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
 	$(BIN)/python -m release.catalogue
+	$(BIN)/python -m release.options
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 package-check: ## build wheel and sdist, install them into fresh environments and use them; EXTRAS="torch demo", or every

@@ -32,6 +32,7 @@ HEAVY = {  # seconds: builds for several targets, searches, everything-mode
 }  # fmt: skip
 PROMPTABLE = [name for name in FAMILY if not name.startswith("cwsam")]  # a size of the others comes from --config
 NO_DEVICE = "--device"  # no phone and no board here: the command ends with that exit code
+SLOWER = 6  # of two measurements on a busy machine one may be
 
 
 @pytest.fixture
@@ -72,8 +73,8 @@ def run_page(page):
         if block.page != page or reason(words) is not None:
             continue
         found = edgesam_deploy(*words[1:])
-        wanted = MISSING if NO_DEVICE in words else DONE
-        assert found.code == wanted, f"{block.name}: {' '.join(words)}\n{found.out}{found.err}"
+        wanted = {MISSING} if NO_DEVICE in words else {DONE, SLOWER} if "--compare" in words else {DONE}
+        assert found.code in wanted, f"{block.name}: {' '.join(words)}\n{found.out}{found.err}"
         ran += 1
     assert ran
 
@@ -113,4 +114,11 @@ def test_heavy_commands_run_as_written(page, place, checkpoints, bundles, monkey
     prepare(place, checkpoints, bundles, monkeypatch)
     if page.stem == "plugins":
         request.getfixturevalue("installed_plugin")
+    if page.stem in ("demo", "devices"):
+        assert edgesam_deploy("build", "edge_sam", "--target", "tflite", "--proof", "off").code == DONE
+    if page.stem == "devices":
+        (place / "benchmark_model").write_text("an executable for the phone")
+        assert edgesam_deploy("bench", "out/old", "--runs", "1", "--no-cold", "-o", "last.json").code == DONE
+    if page.stem == "training":
+        assert edgesam_deploy("data", "synthesize", "out/scenes", "--count", "2", "--split", "val").code == DONE
     run_page(page)
