@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import socket
 import sys
 from collections.abc import Sequence
@@ -67,17 +68,18 @@ def measure(url: str, picture: Path, clicks: int) -> list[Click]:
     return found[WARM_UP:]
 
 
-def report(machine: Machine, subject: str, clicks: Sequence[Click]) -> str:
+def report(machine: Machine, subject: str, clicks: Sequence[Click], load: Sequence[float]) -> str:
     """The Markdown file."""
     within = sum(click.total < click.limit for click in clicks)
     totals, decoders = ([getattr(click, name) for click in clicks] for name in ("total", "decoder"))
     beside = [click.total - click.decoder for click in clicks]
     rows = {"click to picture": totals, "decoder": decoders, "all else": beside, "limit": [c.limit for c in clicks]}
+    busy = f"The machine's load was {load[0]:.1f} before and {load[1]:.1f} after, with {machine.cores} core(s)."
     return "\n".join([
         "# The demo's answer to a click\n",
         f"{machine}\n",
         f"{subject}, {len(clicks)} clicks, server and browser on the same cores, by `python -m benchmarks.demo_click "
-        f"BUNDLE`. The limit is each click's own: {FACTOR} x its decoder + {SLACK:.0f} ms.\n",
+        f"BUNDLE`. The limit is each click's own: {FACTOR} x its decoder + {SLACK:.0f} ms. {busy}\n",
         f"**{within} of {len(clicks)} clicks within the limit.**\n",
         "| milliseconds | median | least | most |",
         "|---|---|---|---|",
@@ -97,16 +99,18 @@ def run(args: argparse.Namespace) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     app, url = Page(shown_artifacts({"bundle": artifact}), Limits()).serve("127.0.0.1", port)
+    load = [os.getloadavg()[0]]
     try:
         clicks = measure(url, args.picture, args.clicks)
+        load.append(os.getloadavg()[0])
     finally:
         app.close()
     machine = Machine.here(("onnxruntime", "gradio", "numpy", "pillow"))
     made = artifact.bundle.manifest
     args.out.mkdir(parents=True, exist_ok=True)
-    text = report(machine, f"`{made['model']['name']}` for `{made['target']}`, {args.picture.name}", clicks)
+    text = report(machine, f"`{made['model']['name']}` for `{made['target']}`, {args.picture.name}", clicks, load)
     (args.out / "demo_click.md").write_text(text)
-    data = {"machine": asdict(machine), "clicks": [asdict(click) for click in clicks]}
+    data = {"machine": asdict(machine), "load": load, "clicks": [asdict(click) for click in clicks]}
     (args.out / "demo_click.json").write_text(json.dumps(data, indent=2) + "\n")
     print(text)
 

@@ -17,6 +17,9 @@ EXTRAS = {
     "webdataset": "train", "pycocotools": "train", "tensorboard": "train", "yaml": "train", "gradio": "demo",
 }  # fmt: skip
 
+# extras that do not fit beside the others
+WHERE = {"demo": " into an environment of its own, for gradio wants an older Pillow; in a clone: make demo"}
+
 
 def require(module: str, purpose: str) -> ModuleType:
     """Import ``module``. Raises MissingToolkit that says what it is needed for and how to install it."""
@@ -25,7 +28,8 @@ def require(module: str, purpose: str) -> ModuleType:
     except ImportError as e:
         extra = EXTRAS.get(module.split(".")[0])
         package = f"edgesam-deploy[{extra}]" if extra else module
-        raise MissingToolkit(f"{purpose} needs {module}: pip install '{package}' ({e})") from e
+        where = WHERE.get(extra or "", "")
+        raise MissingToolkit(f"{purpose} needs {module}: pip install '{package}'{where} ({e})") from e
 
 
 def installed_version(package: str) -> str | None:

@@ -5,6 +5,7 @@ Nothing leaves the machine: analytics are off, fonts are the system's, and the s
 
 from __future__ import annotations
 
+import html
 import os
 import tempfile
 from collections.abc import Callable
@@ -79,7 +80,7 @@ class Page:
                 clear = gr.Button("Clear the prompt", elem_id="clear")
                 side = gr.Slider(4, self.limits.points_per_side, value=8, step=1, label="Points a side")
                 everything = gr.Button("Everything", elem_id="everything")
-            table = gr.Dataframe(headers=list(HEAD), interactive=False, elem_id="scores")
+            table = gr.HTML(_table([]), elem_id="scores")  # gradio's own tables take the browser long at every click
             apart = gr.Markdown(elem_id="difference")
             with gr.Row():
                 save_png = gr.Button("Mask as PNG" if self.promptable else "Classes as PNG", elem_id="png")
@@ -140,10 +141,9 @@ class Page:
     def _state(self, session: Session) -> list[Any]:
         shown: list[Any] = [picture for _, picture in session.pictures()]
         shown += [None] * (self.views - len(shown))
-        rows = session.rows() or [[""] * len(HEAD)]
         choices = session.choices()
         chosen = self.gradio.Radio(choices=choices, value=session.chosen if choices else None)
-        return [session, *shown, rows, session.difference(), chosen]
+        return [session, *shown, _table(session.rows()), session.difference(), chosen]
 
     def _saved(self, name: str, content: Callable[[Session], bytes]) -> Callable[[Session | None], str]:
         def handler(session: Session | None) -> str:
@@ -156,3 +156,10 @@ class Page:
             return str(path)
 
         return handler
+
+
+def _table(rows: list[list[str]]) -> str:
+    """Rows of texts under HEAD, as HTML."""
+    lines = [("th", HEAD), *(("td", row) for row in rows)]
+    cells = ("".join(f"<{kind}>{html.escape(text)}</{kind}>" for text in row) for kind, row in lines)
+    return f"<table>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"

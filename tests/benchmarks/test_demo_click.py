@@ -14,9 +14,10 @@ from benchmarks.interleaved import Machine
 
 def test_a_click_has_the_limit_of_its_own_decoder():
     clicks = [demo_click.Click(159, 40), demo_click.Click(161, 40), demo_click.Click(300, 140)]
-    text = demo_click.report(Machine.here(("numpy",)), "a bundle", clicks)
+    text = demo_click.report(Machine.here(("numpy",)), "a bundle", clicks, [0.5, 1.0])
     assert "**2 of 3 clicks within the limit.**" in text
     assert "| all else | 121 | 119 | 160 |" in text
+    assert "load was 0.5 before and 1.0 after" in text
 
 
 @pytest.mark.slow
