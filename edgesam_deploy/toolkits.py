@@ -27,9 +27,13 @@ def require(module: str, purpose: str) -> ModuleType:
         return import_module(module)
     except ImportError as e:
         extra = EXTRAS.get(module.split(".")[0])
-        package = f"edgesam-deploy[{extra}]" if extra else module
-        where = WHERE.get(extra or "", "")
-        raise MissingToolkit(f"{purpose} needs {module}: pip install '{package}'{where} ({e})") from e
+        hint = how_to_get(extra) if extra else f"pip install '{module}'"
+        raise MissingToolkit(f"{purpose} needs {module}: {hint} ({e})") from e
+
+
+def how_to_get(extra: str) -> str:
+    """What to type for an extra, and where, if that matters."""
+    return f"pip install 'edgesam-deploy[{extra}]'{WHERE.get(extra, '')}"
 
 
 def installed_version(package: str) -> str | None:

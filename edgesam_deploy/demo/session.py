@@ -27,7 +27,7 @@ from edgesam_deploy.model.masks import mask_to_rle, rle_to_coco
 from edgesam_deploy.model.semantic import SemanticPredictor, SemanticResult
 from edgesam_deploy.model.semantic_classes import class_map_png, class_names
 from edgesam_deploy.model.transforms import decode_image, resize_masks
-from edgesam_deploy.overlay import overlay_classes, overlay_everything, overlay_prompt, png
+from edgesam_deploy.overlay import overlay_classes, overlay_prompt, png, tint_everything
 
 VIEW = 1024
 SAMPLES = Path(__file__).parents[1] / "photographs"
@@ -331,8 +331,7 @@ class Session:
             found = answer.classes
             return overlay_classes(self.view, found.class_map, class_names(self._classes(label)))
         if answer is not None and answer.records is not None:
-            assert self.picture is not None
-            return overlay_everything(self.picture, answer.records)
+            return tint_everything(self.view, answer.records)
         across, down = self._scale()
         box = None if self.box is None else [v / (across, down)[i % 2] for i, v in enumerate(self.box)]
         return overlay_prompt(self.view, self._mask_in_view(label), self._view_points(), box)

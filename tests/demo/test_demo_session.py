@@ -16,7 +16,8 @@ from scenes import picture
 
 from edgesam_deploy.demo.session import Limits, Session, check_upload, shown_artifacts
 from edgesam_deploy.errors import ImageError, PromptError
-from edgesam_deploy.model.masks import rle_to_coco, rle_to_mask
+from edgesam_deploy.model.mask_generator import SamAutomaticMaskGenerator
+from edgesam_deploy.model.masks import mask_to_rle, rle_to_coco, rle_to_mask
 from edgesam_deploy.model.predictor import SamPredictor
 from edgesam_deploy.runtime import open_artifact
 
@@ -110,12 +111,21 @@ def test_pytorch_beside_a_bundle(artifact, tiny_model, scene_file):
     assert {row[0] for row in session.rows()} == {"PyTorch", "onnx"}
 
 
-def test_everything(session, scene_file):
+def test_everything(session, scene_file, monkeypatch):
+    mask = np.zeros((180, 240), bool)
+    mask[:90, :120] = True
+    quarter = {"segmentation": mask_to_rle(mask), "area": int(mask.sum())}
     session.load(scene_file)
+    with monkeypatch.context() as patch:
+        patch.setattr(SamAutomaticMaskGenerator, "generate", lambda *_: [quarter])
+        session.everything(4)
+        (left, right) = (session.pictures()[0][1][:90, half] for half in (slice(0, 120), slice(120, 240)))
+        assert (left != session.view[:90, :120]).any(axis=-1).mean() > 0.95
+        np.testing.assert_array_equal(right, session.view[:90, 120:])
     session.everything(4)
     (entry,) = session.answers.values()
     assert all(rle_to_mask(record["segmentation"]).shape == (180, 240) for record in entry.records)
-    assert session.pictures()[0][1].ndim == 3
+    assert session.pictures()[0][1].shape == session.view.shape  # a click is where it seems, on this picture too
     packed = json.loads(session.as_rle())
     assert [mask["segmentation"] for mask in packed] == [rle_to_coco(r["segmentation"]) for r in entry.records]
     assert [mask["area"] for mask in packed] == [r["area"] for r in entry.records]
