@@ -12,7 +12,7 @@ DEMO := .venv-demo/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 PHOTOGRAPH := edgesam_deploy/photographs/coffee.jpg
 
-.PHONY: build test test-all lint format bench demo mutate demo-weights package-check docs clean
+.PHONY: build test test-all lint format bench demo test-demo mutate demo-weights package-check docs clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -54,6 +54,10 @@ bench: $(TOOLKITS) ## against the reference scripts' export, interleaved; writes
 
 demo: $(DEMO) ## the bundle of `make build` in the browser, on this machine alone
 	.venv-demo/bin/edgesam-deploy demo out/$(MODEL)/$(TARGET)
+
+test-demo: $(DEMO) ## the demo's page in a browser; needs Chromium or Chrome
+	.venv-demo/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-demo.txt --editable '.[demo,train]' pytest
+	OMP_NUM_THREADS=1 .venv-demo/bin/python -m pytest -q -m '' tests/demo tests/benchmarks/test_demo_click.py
 
 mutate: $(TOOLKITS) ## break the passes' source place by place: do the tests notice? Hours; writes benchmarks/results/mutation.md
 	$(BIN)/python -m benchmarks.mutate $(MUTATE)
