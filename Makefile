@@ -7,10 +7,12 @@ MODEL ?= edge_sam
 TARGET ?= onnx
 JOBS ?= $(shell nproc)
 # a file of tests stays with one worker, which shares what it built; each worker has a core to itself
+# what gradio wants does not fit beside the rest
+DEMO := .venv-demo/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 PHOTOGRAPH := edgesam_deploy/photographs/coffee.jpg
 
-.PHONY: build test test-all lint format bench mutate demo-weights package-check docs clean
+.PHONY: build test test-all lint format bench demo test-demo mutate demo-weights package-check docs clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -20,6 +22,11 @@ $(READY): pyproject.toml constraints.txt
 $(TOOLKITS): $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,coreml,tflite,qnn,train]'
 	touch $(TOOLKITS)
+
+$(DEMO): pyproject.toml constraints-demo.txt
+	$(PYTHON) -m venv .venv-demo
+	.venv-demo/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-demo.txt --editable '.[demo]'
+	touch $(DEMO)
 
 build: $(READY) ## build the default model, prove it, and try it on a photograph
 	$(BIN)/edgesam-deploy build $(MODEL) --target $(TARGET) --out out/$(MODEL)/$(TARGET) --overwrite
@@ -45,6 +52,13 @@ bench: $(TOOLKITS) ## against the reference scripts' export, interleaved; writes
 	$(BIN)/python -m benchmarks.latency_vs_reference
 	$(BIN)/python -m pytest -q benchmarks
 
+demo: $(DEMO) ## the bundle of `make build` in the browser, on this machine alone
+	.venv-demo/bin/edgesam-deploy demo out/$(MODEL)/$(TARGET)
+
+test-demo: $(DEMO) ## the demo's page in a browser; needs Chromium or Chrome
+	.venv-demo/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-demo.txt --editable '.[demo,train]' pytest
+	OMP_NUM_THREADS=1 .venv-demo/bin/python -m pytest -q -m '' tests/demo tests/benchmarks/test_demo_click.py
+
 mutate: $(TOOLKITS) ## break the passes' source place by place: do the tests notice? Hours; writes benchmarks/results/mutation.md
 	$(BIN)/python -m benchmarks.mutate $(MUTATE)
 
@@ -54,10 +68,11 @@ demo-weights: $(TOOLKITS) ## train the demonstration model on synthetic scenes, 
 docs: $(TOOLKITS) ## the documentation site, strictly, into out/site
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
 	$(BIN)/python -m release.catalogue
+	$(BIN)/python -m release.options
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 package-check: ## build wheel and sdist, install them into fresh environments and use them; EXTRAS="torch demo", or every
 	$(PYTHON) -m release.check_package $(EXTRAS)
 
 clean:
-	rm -rf .venv out .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-demo out .mypy_cache .ruff_cache .pytest_cache

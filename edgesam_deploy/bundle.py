@@ -84,7 +84,9 @@ def open_bundle(path: str | Path) -> Bundle:
     folder = Path(path)
     file = folder / MANIFEST
     if not file.is_file():
-        what = "no such folder" if not folder.exists() else f"it has no {MANIFEST}; an interrupted build leaves none"
+        what = f"it has no {MANIFEST}; an interrupted build leaves none"
+        if not folder.is_dir():
+            what = "a file; give the folder that it lies in" if folder.exists() else "no such folder"
         raise BundleError(f"{folder} is not a bundle: {what}")
     try:
         manifest = json.loads(file.read_text())

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from edgesam_deploy import __version__
 from edgesam_deploy.errors import EdgeSamDeployError
 from edgesam_deploy.targets import target_class, target_names
-from edgesam_deploy.toolkits import EXTRAS, installed_version, is_installed
+from edgesam_deploy.toolkits import EXTRAS, how_to_get, installed_version, is_installed
 
 PATIENCE = 120  # seconds for one import; the heaviest toolkit takes some ten
 
@@ -75,9 +75,7 @@ def examine(*, imports: bool = True) -> dict[str, Any]:
             "version": versions[package.name],
             "usable": None if package not in present or not imports else not faults[package.module],
             "fault": faults.get(package.module, ""),
-            "install": f"pip install 'edgesam-deploy[{package.extra}]'"
-            if package.extra
-            else "pip install edgesam-deploy",
+            "install": how_to_get(package.extra) if package.extra else "pip install edgesam-deploy",
         }
         for package in PACKAGES
     ]
@@ -127,11 +125,7 @@ def _install(*missing: str) -> str:
     if not missing:
         return ""
     extra = EXTRAS.get(missing[-1])
-    return _extra(extra) if extra else f"pip install {missing[-1]}"
-
-
-def _extra(name: str | None) -> str:
-    return f"pip install 'edgesam-deploy[{name}]'" if name else "pip install edgesam-deploy"
+    return how_to_get(extra) if extra else f"pip install {missing[-1]}"
 
 
 def _machine() -> dict[str, str]:

@@ -65,13 +65,13 @@ def overlay_prompt(
 ) -> Picture:
     """The picture at its own size with one mask (H, W), if there is one, and the prompt: what a click answers with.
 
-    Integers and shifts instead of the panels' filters: milliseconds, for it is drawn at every click.
+    Integers and shifts instead of the panels' filters, pasting instead of indexing: milliseconds, for it is drawn at
+    every click.
     """
-    pixels = picture.copy()
+    panel = Image.fromarray(picture)
     if mask is not None:
-        pixels[mask] = (pixels[mask] >> 1) + (np.array(MASK, np.uint8) >> 1)
-        pixels[mask & ~_shrunk(mask, max(1, max(mask.shape) // 400))] = WHITE
-    panel = Image.fromarray(pixels)
+        panel.paste(Image.fromarray((picture >> 1) + (np.array(MASK, np.uint8) >> 1)), mask=Image.fromarray(mask))
+        panel.paste(WHITE, mask=Image.fromarray(mask & ~_shrunk(mask, max(1, max(mask.shape) // 400))))
     _draw_prompt(panel, points, box, (1.0, 1.0))
     return np.asarray(panel)
 
@@ -88,10 +88,18 @@ def _shrunk(mask: NDArray[np.bool_], pixels: int) -> NDArray[np.bool_]:
 
 def overlay_everything(picture: Picture, records: Sequence[Mapping[str, Any]], remark: str = "") -> Picture:
     """All masks over the picture, smaller ones on top, each in a colour of its own."""
-    largest_first = sorted(records, key=lambda record: -int(record["area"]))
-    layers = [(rle_to_mask(record["segmentation"]), _hue(rank)) for rank, record in enumerate(largest_first)]
     caption = f"{len(records)} mask{'' if len(records) == 1 else 's'}"
-    return np.asarray(_captioned(_tinted(_fitted(picture), layers), [caption, remark]))
+    return np.asarray(_captioned(_tinted(_fitted(picture), _layers(records)), [caption, remark]))
+
+
+def tint_everything(picture: Picture, records: Sequence[Mapping[str, Any]]) -> Picture:
+    """As ``overlay_everything``, at the picture's own size and without a caption: what is seen at (x, y) is there."""
+    return np.asarray(_tinted(Image.fromarray(picture), _layers(records)))
+
+
+def _layers(records: Sequence[Mapping[str, Any]]) -> list[tuple[NDArray[np.bool_], Colour]]:
+    largest_first = sorted(records, key=lambda record: -int(record["area"]))
+    return [(rle_to_mask(record["segmentation"]), _hue(rank)) for rank, record in enumerate(largest_first)]
 
 
 def overlay_classes(

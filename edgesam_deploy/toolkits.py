@@ -17,6 +17,9 @@ EXTRAS = {
     "webdataset": "train", "pycocotools": "train", "tensorboard": "train", "yaml": "train", "gradio": "demo",
 }  # fmt: skip
 
+# extras that do not fit beside the others
+WHERE = {"demo": " into an environment of its own, for gradio wants an older Pillow; in a clone: make demo"}
+
 
 def require(module: str, purpose: str) -> ModuleType:
     """Import ``module``. Raises MissingToolkit that says what it is needed for and how to install it."""
@@ -24,8 +27,13 @@ def require(module: str, purpose: str) -> ModuleType:
         return import_module(module)
     except ImportError as e:
         extra = EXTRAS.get(module.split(".")[0])
-        package = f"edgesam-deploy[{extra}]" if extra else module
-        raise MissingToolkit(f"{purpose} needs {module}: pip install '{package}' ({e})") from e
+        hint = how_to_get(extra) if extra else f"pip install '{module}'"
+        raise MissingToolkit(f"{purpose} needs {module}: {hint} ({e})") from e
+
+
+def how_to_get(extra: str) -> str:
+    """What to type for an extra, and where, if that matters."""
+    return f"pip install 'edgesam-deploy[{extra}]'{WHERE.get(extra, '')}"
 
 
 def installed_version(package: str) -> str | None:

@@ -30,10 +30,11 @@ MODULES = {
     "qnn": ["onnxruntime_qnn"],
     "tensorrt": ["tensorrt"],
     "train": ["webdataset", "pycocotools.mask", "yaml", "tensorboard"],
-    "demo": ["gradio"],
+    "demo": ["gradio", "edgesam_deploy.demo.page"],
     "docs": ["mkdocs", "mkdocstrings", "material"],
+    "notebook": ["nbclient", "nbformat", "ipykernel"],
     "dev": ["pytest", "mypy", "hypothesis"],
-    "all": ["coremltools", "onnxruntime_qnn", "gradio", "webdataset", "pytest"],
+    "all": ["coremltools", "onnxruntime_qnn", "gradio", "webdataset", "mkdocs", "nbclient", "pytest"],
 }
 
 
@@ -74,7 +75,14 @@ def installed(place: Path, package: Path, extra: str = "") -> Path:
 def check_contents(wheel: Path) -> None:
     """What has to travel in the wheel beside the code."""
     names = zipfile.ZipFile(wheel).namelist()
-    for ending in ("/licenses/LICENSE", "/sboms/sbom.cdx.json", "photographs/LICENSES.md", "py.typed", "WEIGHTS.md"):
+    for ending in (
+        "/licenses/LICENSE",
+        "/sboms/sbom.cdx.json",
+        "photographs/LICENSES.md",
+        "py.typed",
+        "WEIGHTS.md",
+        "demo/drag.js",
+    ):
         if not any(name.endswith(ending) for name in names):
             raise SystemExit(f"{wheel.name} lacks {ending}")
     strangers = {name.split("/")[0] for name in names if not name.startswith("edgesam_deploy")}

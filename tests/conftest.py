@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,7 @@ import pytest
 import torch
 from scenes import picture
 
+from edgesam_deploy import plugins
 from edgesam_deploy.builder import build
 from edgesam_deploy.distill.synthetic import synthesize
 from edgesam_deploy.model.registry import load
@@ -57,6 +61,7 @@ TINY_TINY_VIT = {
     },
     "mask_decoder": SMALL_DECODER,
 }  # fmt: skip
+EXAMPLE_PLUGIN = Path(__file__).parents[1] / "examples" / "plugin"
 _CWSAM = json.loads((Path(__file__).parent / "data" / "cwsam_configs.json").read_text())
 FAMILY = {
     "edge_sam": TINY,
@@ -131,6 +136,24 @@ def scenes(tmp_path_factory):
     for split, count in (("train", 6), ("val", 3)):
         list(synthesize(folder, count=count, size=96, split=split))
     return folder
+
+
+@pytest.fixture
+def installed_plugin(tmp_path_factory, monkeypatch):
+    """The example package where Python finds it, with its entry points, as pip would have put it."""
+    place = tmp_path_factory.mktemp("plugin") / "site"
+    source = shutil.copytree(EXAMPLE_PLUGIN, place.parent / "source")
+    command = [
+        sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index",
+        "--disable-pip-version-check", "--target", str(place), str(source),
+    ]  # fmt: skip
+    subprocess.run(command, check=True)
+    monkeypatch.syspath_prepend(place)
+    monkeypatch.setenv("PYTHONPATH", str(place), prepend=":")
+    plugins.plugins.cache_clear()
+    yield place
+    plugins.plugins.cache_clear()
+    sys.modules.pop("edgesam_deploy_example", None)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from edgesam_deploy.cli.predict import mask_count, note_weights
 from edgesam_deploy.detectors import make_detector, proposed
 from edgesam_deploy.errors import DataError, OutputError, PromptError, UsageError
 from edgesam_deploy.many import PROGRESS, RESULTS, Job, Ledger, Prompt, jobs_from, jobs_with, pictures, segment
+from edgesam_deploy.model.transforms import read_image
 from edgesam_deploy.runtime import is_semantic, open_predictor
 
 
@@ -55,7 +56,8 @@ def run_many(asked: Asked, *, provider: str, threads: int, json: bool) -> None:
         found = f", {tally['resumed']} were done already" if tally["resumed"] else ""
         say(f"{tally['pictures']} pictures, {tally['prompts']} prompts{found}\n{asked.out / RESULTS}")
     if tally["failed"]:
-        raise DataError(f"{tally['failed']} pictures failed; why stands in {asked.out / PROGRESS}, the rest is done")
+        what = "1 picture" if tally["failed"] == 1 else f"{tally['failed']} pictures"
+        raise DataError(f"{what} failed; why stands in {asked.out / PROGRESS}, the rest is done")
 
 
 def _jobs(asked: Asked) -> list[Job]:
@@ -63,7 +65,11 @@ def _jobs(asked: Asked) -> list[Job]:
         if not asked.image.is_dir():
             raise UsageError(f"{asked.image}: --prompts wants the folder that its pictures are in")
         return jobs_from(asked.prompts, asked.image)
-    paths = pictures(asked.image) if asked.image.is_dir() else [asked.image]
+    if asked.image.is_dir():
+        paths = pictures(asked.image)
+    else:
+        paths = [asked.image]
+        read_image(asked.image)  # of many, one that cannot be read is passed over; of one, nothing is begun
     return jobs_with(paths, None if asked.boxes_from else (Prompt(asked.points, asked.box),))
 
 

@@ -158,7 +158,7 @@ def everything(
     bundle: Annotated[Path, typer.Argument(help="Folder of a bundle.")],
     image: Annotated[Path, typer.Argument(help="A picture.")],
     out: Out,
-    points_per_side: Annotated[int, typer.Option(help="Side of the grid of points.", min=1)] = 32,
+    points_per_side: Annotated[int, typer.Option(help="Side of the grid of points.", min=1, max=1024)] = 32,
     pred_iou_thresh: Annotated[float, typer.Option(help="Drop masks scored at most this.")] = 0.88,
     stability_score_thresh: Annotated[float, typer.Option(help="Drop masks less stable than this.")] = 0.95,
     box_nms_thresh: Annotated[float, typer.Option(help="IoU of boxes above which the lower score goes.")] = 0.7,

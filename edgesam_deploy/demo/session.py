@@ -20,16 +20,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from edgesam_deploy.errors import ImageError, PromptError
+from edgesam_deploy.errors import EdgeSamDeployError, ImageError, PromptError
 from edgesam_deploy.model.base_predictor import MASK_CHOICES, PromptPredictor
 from edgesam_deploy.model.mask_generator import SamAutomaticMaskGenerator
 from edgesam_deploy.model.masks import mask_to_rle, rle_to_coco
 from edgesam_deploy.model.semantic import SemanticPredictor, SemanticResult
-from edgesam_deploy.model.semantic_classes import class_names
+from edgesam_deploy.model.semantic_classes import class_map_png, class_names
 from edgesam_deploy.model.transforms import decode_image, resize_masks
-from edgesam_deploy.overlay import overlay_classes, overlay_everything, overlay_prompt, png
+from edgesam_deploy.overlay import overlay_classes, overlay_prompt, png, tint_everything
 
 VIEW = 1024
+SAMPLES = Path(__file__).parents[1] / "photographs"
 Picture = NDArray[np.uint8]
 Mode = Literal["inside", "outside", "remove", "box"]
 Predictor = PromptPredictor | SemanticPredictor
@@ -37,11 +38,15 @@ Predictor = PromptPredictor | SemanticPredictor
 
 @dataclass(frozen=True)
 class Limits:
-    """What a visitor may bring: bytes of a file, pixels of a picture, points a side in everything-mode."""
+    """What a visitor may bring: bytes of a file, pixels of a picture, points a side in everything-mode.
+
+    ``visitors``: how many are remembered, with a picture each; of more, those that waited longest are forgotten.
+    """
 
     file_bytes: int = 20 << 20
     pixels: int = 40_000_000
     points_per_side: int = 32
+    visitors: int = 20
 
 
 @dataclass(frozen=True)
@@ -55,13 +60,17 @@ class Shown:
 
 @dataclass
 class Answer:
-    """What one artifact said: low-resolution logits (M, h, w) and scores (M,), or classes; milliseconds by stage."""
+    """What one artifact said: low-resolution logits (M, h, w) and scores (M,), or classes; milliseconds by stage.
+
+    ``in_view``: masks at the view's size by their index, as far as they were shown.
+    """
 
     low_res: NDArray[np.float32] | None = None
     scores: NDArray[np.float32] | None = None
     classes: SemanticResult | None = None
     records: list[dict[str, Any]] | None = None
     milliseconds: dict[str, float] = field(default_factory=dict)
+    in_view: dict[int, NDArray[np.bool_]] = field(default_factory=dict)
 
 
 def check_upload(path: Path, limits: Limits) -> None:
@@ -123,10 +132,19 @@ class Session:
     def click(self, x: float, y: float, mode: Mode = "inside") -> None:
         """A click at (x, y) of the view. ``remove`` takes the nearest point away; two clicks in ``box`` are corners.
 
-        Raises PromptError before a picture is there, and for artifacts that take no prompts.
+        Raises PromptError before a picture is there, for artifacts that take no prompts, and for a prompt that the
+        artifact has no slots for; the prompt is then what it was.
         """
         scale = self._scale()
-        at = [x * scale[0], y * scale[1]]
+        before = [*self.points], self.box, self._corner
+        try:
+            self._click([x * scale[0], y * scale[1]], mode)
+        except EdgeSamDeployError:
+            self.points, self.box, self._corner = before
+            self._predict()  # of two artifacts, the first may have answered already
+            raise
+
+    def _click(self, at: list[float], mode: Mode) -> None:
         if mode == "box":
             self._corner_at(at)
         elif mode == "remove":
@@ -138,9 +156,15 @@ class Session:
 
     def drag(self, x0: float, y0: float, x1: float, y1: float) -> None:
         """A box from corner to corner, in pixels of the view."""
+        before = self.box
         self._corner = None
-        self.click(x0, y0, "box")
-        self.click(x1, y1, "box")
+        try:
+            self.click(x0, y0, "box")
+            self.click(x1, y1, "box")
+        except EdgeSamDeployError:
+            self.box, self._corner = before, None
+            self._predict()
+            raise
 
     def choose(self, index: int) -> None:
         """Which of the masks is shown and downloaded."""
@@ -193,6 +217,14 @@ class Session:
                 found.append([label, f"{index} {mark}".strip(), f"{score:.3f}", spent])
         return found
 
+    def choices(self) -> list[tuple[str, int]]:
+        """The first artifact's masks to choose from, best score first: words and index; [] where there are none."""
+        answer = self.answers.get(self.shown[0].label)
+        if answer is None or answer.scores is None:
+            return []
+        order = np.argsort(-answer.scores, kind="stable")
+        return [(f"mask {index}: {answer.scores[index]:.3f}", int(index)) for index in order]
+
     def difference(self) -> str:
         """How far the two artifacts' shown masks are apart, in pixels of the view; "" where there are no two."""
         masks = [self._mask_in_view(entry.label) for entry in self.shown]
@@ -215,11 +247,21 @@ class Session:
         return found
 
     def as_png(self) -> bytes:
-        """The shown mask as a PNG of 0 and 255. Raises PromptError where there is none."""
+        """The shown mask as a PNG of 0 and 255, or the class map. Raises PromptError where there is none."""
+        answer = self.answers.get(self.shown[0].label)
+        if answer is not None and answer.classes is not None:
+            return class_map_png(answer.classes.class_map)
         return png(self._wanted())
 
     def as_rle(self) -> str:
-        """The shown mask as COCO's compressed run lengths, JSON."""
+        """The shown mask as COCO's compressed run lengths, JSON; after ``everything`` a list of all with their figures.
+
+        Raises PromptError where there is none.
+        """
+        answer = self.answers.get(self.shown[0].label)
+        if answer is not None and answer.records is not None:
+            packed = [{**record, "segmentation": rle_to_coco(record["segmentation"])} for record in answer.records]
+            return json.dumps(packed)
         return json.dumps(rle_to_coco(mask_to_rle(self._wanted())))
 
     # --- inside ---
@@ -227,7 +269,7 @@ class Session:
     def _wanted(self) -> NDArray[np.bool_]:
         mask = self.mask()
         if mask is None:
-            raise PromptError("there is no mask yet: click on the picture first")
+            raise PromptError("there is no single mask yet: click on the picture first")
         return mask
 
     def _scale(self) -> tuple[float, float]:
@@ -289,8 +331,7 @@ class Session:
             found = answer.classes
             return overlay_classes(self.view, found.class_map, class_names(self._classes(label)))
         if answer is not None and answer.records is not None:
-            assert self.picture is not None
-            return overlay_everything(self.picture, answer.records)
+            return tint_everything(self.view, answer.records)
         across, down = self._scale()
         box = None if self.box is None else [v / (across, down)[i % 2] for i, v in enumerate(self.box)]
         return overlay_prompt(self.view, self._mask_in_view(label), self._view_points(), box)
@@ -307,10 +348,11 @@ class Session:
             return None
         assert self.view is not None
         index = min(self.chosen, len(answer.low_res) - 1)
-        size = self.view.shape[0], self.view.shape[1]
-        logits = resize_masks(answer.low_res[index][None, None], predictor.input_size, size, predictor.image_size)
-        found: NDArray[np.bool_] = logits[0, 0] > predictor.mask_threshold
-        return found
+        if index not in answer.in_view:
+            size = self.view.shape[0], self.view.shape[1]
+            logits = resize_masks(answer.low_res[index][None, None], predictor.input_size, size, predictor.image_size)
+            answer.in_view[index] = logits[0, 0] > predictor.mask_threshold
+        return answer.in_view[index]
 
 
 def _view(picture: Picture) -> Picture:

@@ -164,6 +164,8 @@ def test_ranges_of_a_file_that_is_no_checkpoint(place):
 @pytest.mark.parametrize("command", ["verify", "check", "bench"])
 def test_a_folder_that_is_no_bundle(place, command):
     (place / "empty").mkdir()
+    (place / "manifest.json").write_text("{}")
+    refused(ERROR, ["manifest.json is not a bundle", "the folder that it lies in"], command, "manifest.json")
     refused(ERROR, ["missing is not a bundle", "no such folder"], command, "missing")
     refused(ERROR, ["empty is not a bundle", "no manifest.json"], command, "empty")
 
@@ -286,6 +288,15 @@ def test_pictures(place, bundles, name, make, words):
         assert not (place / "out").exists()
 
 
+@pytest.mark.parametrize("kind", ["missing", "text", "truncated JPEG"])
+def test_one_picture_with_a_detector(place, bundles, kind):
+    """Of many pictures one that cannot be read is passed over; of one, nothing is begun."""
+    name, make, words = PICTURES[kind]
+    if make is not None:
+        make(place / name)
+    refused(USAGE, words, "run", bundles().path, name, "--boxes-from", "regions", "-o", "out")
+
+
 @pytest.mark.parametrize(
     ("prompt", "words"),
     [
@@ -322,6 +333,7 @@ def test_prompts(bundles, prompt, words):
     ("options", "words"),
     [
         (["--points-per-side", "0"], ["--points-per-side"]),
+        (["--points-per-side", "100000"], ["--points-per-side", "less than or equal to 1024"]),
         (["--pred-iou-thresh", "nan"], ["--pred-iou-thresh nan"]),
         (["--box-nms-thresh", "inf"], ["--box-nms-thresh inf"]),
         (["--crop-n-layers", "-1"], ["--crop-n-layers"]),

@@ -57,5 +57,5 @@ def test_a_picture_that_fails_is_told_at_the_end(bundles, folder, tmp_path):
     (folder / "cut.png").write_bytes(b"no picture")
     found = edgesam_deploy("run", bundles().path, folder, "--point", "90,90", "-o", tmp_path / "out")
     assert found.code == ERROR
-    assert "1 pictures failed" in found.err
+    assert "1 picture failed" in found.err
     assert len(json.loads((tmp_path / "out" / "results.json").read_text())) == 2

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
-import sys
 from importlib.metadata import EntryPoint
-from pathlib import Path
 
 import pytest
 from command_line import COFFEE, DONE, ERROR, USAGE, edgesam_deploy
@@ -19,25 +15,6 @@ from edgesam_deploy.errors import EdgeSamDeployError
 from edgesam_deploy.ops import report
 from edgesam_deploy.targets import target_class, target_names
 from edgesam_deploy.targets.rules import report_names, report_table
-
-EXAMPLE = Path(__file__).parents[2] / "examples" / "plugin"
-
-
-@pytest.fixture
-def installed(tmp_path, monkeypatch):
-    """The example package where Python finds it, with its entry points, as pip would have put it."""
-    place = tmp_path / "site"
-    command = [
-        sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index",
-        "--disable-pip-version-check", "--target", str(place), str(shutil.copytree(EXAMPLE, tmp_path / "source")),
-    ]  # fmt: skip
-    subprocess.run(command, check=True)
-    monkeypatch.syspath_prepend(place)
-    monkeypatch.setenv("PYTHONPATH", str(place), prepend=":")
-    plugins.plugins.cache_clear()
-    yield place
-    plugins.plugins.cache_clear()
-    sys.modules.pop("edgesam_deploy_example", None)
 
 
 @pytest.fixture
@@ -52,7 +29,7 @@ def declared(monkeypatch):
     return declare
 
 
-def test_the_example_is_found_and_used(installed, bundles, tmp_path):
+def test_the_example_is_found_and_used(installed_plugin, bundles, tmp_path):
     assert target_names()[-1] == "example-fp32"
     assert report_names()[-1] == "example-npu"
     listed = json.loads(edgesam_deploy("targets", "--json").out)
@@ -66,7 +43,7 @@ def test_the_example_is_found_and_used(installed, bundles, tmp_path):
     assert (found.code, json.loads(found.out)["prompts"]) == (DONE, 1)
 
 
-def test_the_examples_target_builds_and_is_measured(installed, tmp_path):
+def test_the_examples_target_builds_and_is_measured(installed_plugin, tmp_path):
     from scenes import picture
 
     from edgesam_deploy.builder import build

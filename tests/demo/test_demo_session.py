@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import struct
 import threading
@@ -15,7 +16,8 @@ from scenes import picture
 
 from edgesam_deploy.demo.session import Limits, Session, check_upload, shown_artifacts
 from edgesam_deploy.errors import ImageError, PromptError
-from edgesam_deploy.model.masks import rle_to_mask
+from edgesam_deploy.model.mask_generator import SamAutomaticMaskGenerator
+from edgesam_deploy.model.masks import mask_to_rle, rle_to_coco, rle_to_mask
 from edgesam_deploy.model.predictor import SamPredictor
 from edgesam_deploy.runtime import open_artifact
 
@@ -86,9 +88,12 @@ def test_clicks_are_in_the_pixels_of_what_is_shown(session):
 
 def test_downloads(session, scene_file, tmp_path):
     session.load(scene_file)
-    with pytest.raises(PromptError, match="no mask yet"):
+    with pytest.raises(PromptError, match="no single mask yet"):
         session.as_png()
+    assert session.choices() == []
     session.click(120, 90)
+    assert session.choices()[0][1] == session.chosen
+    assert sorted(session.choices()) == [(f"mask {i}: {row[2]}", i) for i, row in enumerate(session.rows())]
     session.choose(1)
     (tmp_path / "mask.png").write_bytes(session.as_png())
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "mask.png")) == 255, session.mask())
@@ -106,12 +111,26 @@ def test_pytorch_beside_a_bundle(artifact, tiny_model, scene_file):
     assert {row[0] for row in session.rows()} == {"PyTorch", "onnx"}
 
 
-def test_everything(session, scene_file):
+def test_everything(session, scene_file, monkeypatch):
+    mask = np.zeros((180, 240), bool)
+    mask[:90, :120] = True
+    quarter = {"segmentation": mask_to_rle(mask), "area": int(mask.sum())}
     session.load(scene_file)
+    with monkeypatch.context() as patch:
+        patch.setattr(SamAutomaticMaskGenerator, "generate", lambda *_: [quarter])
+        session.everything(4)
+        (left, right) = (session.pictures()[0][1][:90, half] for half in (slice(0, 120), slice(120, 240)))
+        assert (left != session.view[:90, :120]).any(axis=-1).mean() > 0.95
+        np.testing.assert_array_equal(right, session.view[:90, 120:])
     session.everything(4)
     (entry,) = session.answers.values()
     assert all(rle_to_mask(record["segmentation"]).shape == (180, 240) for record in entry.records)
-    assert session.pictures()[0][1].ndim == 3
+    assert session.pictures()[0][1].shape == session.view.shape  # a click is where it seems, on this picture too
+    packed = json.loads(session.as_rle())
+    assert [mask["segmentation"] for mask in packed] == [rle_to_coco(r["segmentation"]) for r in entry.records]
+    assert [mask["area"] for mask in packed] == [r["area"] for r in entry.records]
+    with pytest.raises(PromptError, match="no single mask"):
+        session.as_png()
     with pytest.raises(PromptError, match="points a side"):
         session.everything(1000)
 
@@ -122,6 +141,8 @@ def test_a_semantic_bundle_shows_classes(family, scene_file):
     session.load(scene_file)
     assert session.rows()[0][1] == "classes"
     assert session.pictures()[0][1].shape[2] == 3
+    (answer,) = session.answers.values()
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(session.as_png()))), answer.classes.class_map)
     with pytest.raises(PromptError, match="takes no prompts"):
         session.click(3, 3)
     with pytest.raises(PromptError, match="cannot be compared"):
@@ -161,10 +182,26 @@ def test_uploads_that_are_refused_change_nothing(session, scene_file, tmp_path):
         check_upload(scene_file, Limits(file_bytes=100))
 
 
+def test_a_prompt_without_slots_is_refused_and_forgotten(session, scene_file):
+    session.load(scene_file)
+    for at in range(20, 70, 10):
+        session.click(at, at)
+    five, mask = [*session.points], session.mask()
+    with pytest.raises(PromptError, match=r"7 prompt slots needed.* has 6"):
+        session.click(90, 90)
+    with pytest.raises(PromptError, match="7 prompt slots needed"):
+        session.drag(10, 10, 80, 80)
+    assert (session.points, session.box) == (five, None)
+    np.testing.assert_array_equal(session.mask(), mask)
+    session.click(60, 60, "remove")
+    session.drag(10, 10, 80, 80)
+    assert (len(session.points), session.box) == (4, [10, 10, 80, 80])
+
+
 def test_nothing_works_before_a_picture_is_there(session):
     assert session.pictures() == []
     for act in (lambda: session.click(1, 1), session.everything, session.as_rle):
-        with pytest.raises(PromptError, match=r"no picture yet|no mask yet"):
+        with pytest.raises(PromptError, match=r"no picture yet|no single mask yet"):
             act()
 
 

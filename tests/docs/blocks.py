@@ -1,4 +1,7 @@
-"""The code blocks of README and docs, and in one place those that cannot run in a test, each with its reason."""
+"""The code blocks of README and docs, and in one place those that cannot run in a test, each with its reason.
+
+What is not named here is run as it is written: test_commands.py.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,12 @@ PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").r
 NOT_HERE = {
     "make": "sets up an environment or runs tests: continuous integration does",
     "pip install": "changes the environment; make package-check does it in fresh ones",
-    "edgesam-deploy demo": "waits for a browser; tests/demo/test_demo_page.py does it with one",
-    "edgesam-deploy fetch": "downloads",
     "edgesam-deploy train": "hours; tests/distill run the recipes at small sizes",
-    "edgesam-deploy embed": "needs a data set and a teacher; tests/distill do it at small sizes",
-    "edgesam-deploy eval": "needs a data set; tests/cli/test_cli_eval.py does it",
-    "edgesam-deploy data": "needs a data set; tests/cli/test_cli_data.py does it",
-    "edgesam-deploy": "full size: minutes each and files of the reader's; tests/cli run each command at small sizes",
-    "python": "a tool of this repository's own that writes a file; each has its test",
+    "edgesam-deploy embed": "needs SA-1B and a teacher; tests/distill do it at small sizes",
+    "edgesam-deploy convert": "its files come from the reference's training; tests/distill/test_convert.py makes such",
+    "edgesam-deploy eval edge_sam --checkpoint": "needs SA-1B; tests/cli/test_cli_eval.py does it",
+    "edgesam-deploy eval out/edge_sam/qnn": "minutes a picture on the emulator; tests/cli/test_cli_eval.py has boxes",
+    "python out/edge_sam/tensorrt/build_engine.py": "a GPU; tests/targets run it against a stand-in of TensorRT",
     "pytest": "a test itself",
     "adb": "a phone", "xcrun": "a Mac", "swift": "a Mac", "trtexec": "a GPU", "docker": "a Docker engine",
     "g++": "tests/targets/test_integration.py compiles it", "torchrun": "tests/distill/test_ranks.py does it",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 
@@ -13,7 +14,9 @@ from blocks import NOT_HERE, PAGES, ROOT, blocks, commands, reason
 
 import edgesam_deploy
 from edgesam_deploy.cli import app
-from release import catalogue
+from edgesam_deploy.targets import TARGETS, target_class
+from edgesam_deploy.targets.base import Target
+from release import catalogue, options
 
 PYTHON = [block for block in blocks() if block.language == "python"]
 HEAVY = {"README.md": "builds edge_sam at its full size", "docs/integration.md": "needs a bundle of the full size"}
@@ -54,26 +57,39 @@ def command_of(words):
     return command, rest
 
 
+def fault(words):
+    """What is wrong with a command and its options; "" where nothing is."""
+    command, rest = command_of(words)
+    if hasattr(command, "commands") and rest and not rest[0].startswith("-"):
+        return f"no command {rest[0]}"
+    known = {o for p in command.params if p.param_type_name == "option" for o in (*p.opts, *p.secondary_opts)}
+    asked = {word.split("=")[0] for word in rest if re.match(r"-{1,2}[a-z]", word)}
+    unknown = asked - known - {"--help", "-h", "--version", "--install-completion"}
+    return f"{' '.join(words)} has no {unknown}" if unknown else ""
+
+
 def test_commands_exist_with_their_options():
-    wrong = []
-    for block, words in commands():
-        if words[0] != "edgesam-deploy":
-            continue
+    ours = [(block.name, words) for block, words in commands() if words[0] == "edgesam-deploy"]
+    lines = [(page.name, words) for page, words in inline_commands()]
+    assert [f"{where}: {fault(words)}" for where, words in ours + lines if fault(words)] == []
+    for where, words in ours:  # those within a line may stop at the command's name
         command, rest = command_of(words)
-        known = {o for p in command.params if p.param_type_name == "option" for o in (*p.opts, *p.secondary_opts)}
-        asked = {word.split("=")[0] for word in rest if re.match(r"-{1,2}[a-z]", word)}
         arguments = [p for p in command.params if p.param_type_name == "argument" and p.required]
-        if hasattr(command, "commands") and rest and not rest[0].startswith("-"):
-            wrong.append(f"{block.name}: no command {rest[0]}")
-        elif asked - known - {"--help", "-h", "--version", "--install-completion"}:
-            wrong.append(f"{block.name}: {' '.join(words)} has no {asked - known}")
-        elif len(rest) < len(arguments) and "--help" not in rest:
-            wrong.append(f"{block.name}: {' '.join(words)} lacks {arguments[len(rest)].name}")
-    assert wrong == []
+        assert len(rest) >= len(arguments) or "--help" in rest, f"{where}: {' '.join(words)} lacks an argument"
+
+
+def inline_commands():
+    """(page, words) of every `edgesam-deploy ...` within a line."""
+    for page in PAGES:
+        for text in re.findall(r"`(edgesam-deploy [^`]+)`", page.read_text("utf-8")):
+            yield page, shlex.split(text)
 
 
 def test_every_command_is_accounted_for():
-    unknown = [f"{block.name}: {' '.join(words)}" for block, words in commands() if reason(words) is None]
+    others = [
+        (block, words) for block, words in commands() if words[0] != "edgesam-deploy"
+    ]  # test_commands.py runs ours
+    unknown = [f"{block.name}: {' '.join(words)}" for block, words in others if reason(words) is None]
     assert unknown == [], "run it in a test, or say in tests/docs/blocks.py why it cannot"
     assert all(NOT_HERE.values())
 
@@ -87,6 +103,23 @@ def test_links_lead_somewhere(page):
 
 def test_the_catalogue_is_current():
     assert catalogue.FILE.read_text("utf-8") == catalogue.text(), "run: python -m release.catalogue"
+
+
+def test_the_page_of_options_is_current():
+    assert options.FILE.read_text("utf-8") == options.text(), "run: python -m release.options"
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_targets_page_says_what_it_has_to(target):
+    """Options of its own, what is verified and how, and what fails or was not tried."""
+    page = (ROOT / "docs" / "targets" / f"{target}.md").read_text("utf-8")
+    cls = target_class(target)
+    shared = {f.name for base in cls.__mro__[1:] if issubclass(base, Target) for f in base.option_fields()}
+    own = {f"--{f.name.replace('_', '-')}" for f in cls.option_fields() if f.name not in shared}
+    assert {option for option in own if option not in page} == set()
+    assert "](options.md)" in page
+    headings = re.findall(r"^## (.+)$", page, re.M)
+    assert {"What is verified, and how", "Known failures"} <= set(headings)
 
 
 def test_the_api_page_speaks_of_every_public_name():

@@ -103,20 +103,39 @@ class Chromium:
 
     def click(self, selector, x=0.5, y=0.5):
         """The mouse's left button at a share of an element's width and height."""
-        box = self.wait(
+        left, top, width, height = self._frame(selector)
+        at = {"x": left + x * width, "y": top + y * height, "button": "left", "clickCount": 1}
+        for kind in ("mousePressed", "mouseReleased"):
+            self.call("Input.dispatchMouseEvent", type=kind, **at)
+
+    def drag(self, selector, x0, y0, x1, y1, let_go=True):
+        """The left button from one place of an element to another, both in shares of its width and height."""
+        left, top, width, height = self._frame(selector)
+        path = [(x0 + (x1 - x0) * step / 4, y0 + (y1 - y0) * step / 4) for step in range(5)]
+        kinds = ["mousePressed", *["mouseMoved"] * 4, *["mouseReleased"] * let_go]
+        for kind, (x, y) in zip(kinds, [*path, path[-1]], strict=False):
+            at = {"x": left + x * width, "y": top + y * height, "button": "left", "buttons": 1, "clickCount": 1}
+            self.call("Input.dispatchMouseEvent", type=kind, **at)
+
+    def _frame(self, selector):
+        return self.wait(
             f"(() => {{ const e = document.querySelector({json.dumps(selector)}); if (!e) return null;"
             "e.scrollIntoView({block: 'center'}); const r = e.getBoundingClientRect();"
             "return r.width ? [r.x, r.y, r.width, r.height] : null })()"
         )
-        at = {"x": box[0] + x * box[2], "y": box[1] + y * box[3], "button": "left", "clickCount": 1}
-        for kind in ("mousePressed", "mouseReleased"):
-            self.call("Input.dispatchMouseEvent", type=kind, **at)
 
     def upload(self, selector, path):
         """Give a file to an <input type=file>."""
         root = self.call("DOM.getDocument")["root"]["nodeId"]
         node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
         self.call("DOM.setFileInputFiles", nodeId=node, files=[str(path)])
+
+    def fetch(self, url):
+        """The bytes that an address gives to the page."""
+        return base64.b64decode(self.value(
+            f"fetch({json.dumps(url)}).then(r => r.bytes()).then(b => btoa(Array.from(b, c => String.fromCharCode(c))"
+            ".join('')))"
+        ))  # fmt: skip
 
     def screenshot(self, path):
         """The page as a PNG file."""
