@@ -9,8 +9,8 @@ and once more one at a time.
 
 Everything-mode runs both decoders under one mask generator, so post-processing is the same; every round takes another
 part of the grid, and all rounds together the whole of it. The encoder is in no figure; what hoisting adds to it is
-stated in multiply-accumulates. Writes ``prompts_vs_reference.md`` and ``.json``. Exit code 1 when refused: a baseline
-that is not the reference's, or masks that lie apart.
+stated in multiply-accumulates. Writes ``prompts_vs_reference`` and ``everything_vs_reference``, each as Markdown and
+JSON. Exit code 1 when refused: a baseline that is not the reference's, or masks that lie apart.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,27 +121,26 @@ def everything(
     return compare_calls(subject, calls, threads=threads, rounds=rounds, warmup=1)
 
 
-def report(machine: Machine, found: dict[int, Comparison], whole: Comparison, facts: dict[str, Any]) -> str:
-    """The Markdown file."""
-    verdicts = [
-        f"{count} prompts: at most {GOALS[count]:.2f} wanted, {c[OURS].wall}: **{c.verdict(OURS, GOALS[count])}**"
-        for count, c in found.items()
-        if count in GOALS
+def verdicts(found: Mapping[str, tuple[Comparison, float]]) -> list[str]:
+    """A line for each comparison that has a goal."""
+    return [
+        f"{name}: at most {goal:.2f} wanted, {c[OURS].wall}: **{c.verdict(OURS, goal)}**"
+        for name, (c, goal) in found.items()
     ]
-    verdicts.append(
-        f"everything-mode: at most {EVERYTHING_GOAL:.2f} wanted, {whole[OURS].wall}: "
-        f"**{whole.verdict(OURS, EVERYTHING_GOAL)}**"
-    )
+
+
+def report(machine: Machine, title: str, found: Sequence[Comparison], lines: list[str], facts: dict[str, Any]) -> str:
+    """The Markdown file."""
     return "\n".join([
-        "# Many prompts on one picture, against the reference's export\n",
+        f"# {title}, against the reference's export\n",
         f"{machine}\n",
         f"Weights: {facts['weights']}. Built with {facts['options']}. One point and the padding point per prompt on "
-        f"both sides; masks {facts['masks_relative_l2']:.1e} apart in relative L2. The encoder is in no figure: what it "
-        f"does for the decoder adds {facts['hoisted_macs'] / 1e9:.2f} GMAC per picture, "
+        f"both sides; masks {facts['masks_relative_l2']:.1e} apart in relative L2. The encoder is in no figure: what "
+        f"it does for the decoder adds {facts['hoisted_macs'] / 1e9:.2f} GMAC per picture, "
         f"{100 * facts['hoisted_share']:.1f} % of it. Ratios are medians (quartiles) over interleaved rounds; "
         "`python -m benchmarks.prompts_vs_reference` writes this file.\n",
-        *(f"{line}\n" for line in verdicts),
-        *(c.markdown() for c in (*found.values(), whole)),
+        *(f"{line}\n" for line in lines),
+        *(c.markdown() for c in found),
     ])  # fmt: skip
 
 
@@ -158,42 +157,60 @@ def run(args: argparse.Namespace) -> None:
             bundle = folder / "ours"
             ed.build(model, "onnx", bundle, pictures={name: image}, **OPTIONS)
         baseline = export_reference(model, "decoder", folder / "reference.onnx", check=args.image_size == 1024)
-        predictor = ed.open(bundle, threads=args.threads)
-        predictor.set_image(image)
-        reference = Candidate(REFERENCE, baseline)
-        sides = {
-            REFERENCE: Encoded(predictor, reference, args.threads),
-            AGAIN: Encoded(predictor, reference, args.threads),
-            OURS: Encoded(predictor),
-        }
-        difference = check_masks(sides[OURS], sides[REFERENCE])
+        sides = both(ed.open(bundle, threads=args.threads), Candidate(REFERENCE, baseline), image, args.threads)
+        facts = describe(model, bundle, check_masks(sides[OURS], sides[REFERENCE]))
         settings = {"rounds": args.rounds, "threads": args.threads}
-        print(f"masks {difference:.1e} apart; measuring", file=sys.stderr)
-        found = {count: per_prompt(sides, count, **settings) for count in args.prompts}
-        whole = everything(sides, image, args.side, **settings)
-        encoder = sum(onnx_macs(bundle / "encoder.onnx").values())
+        print("measuring", file=sys.stderr)
+        if args.prompts:
+            found = {count: per_prompt(sides, count, **settings) for count in args.prompts}
+            goals = {f"{n} prompts": (c, GOALS[n]) for n, c in found.items() if n in GOALS}
+            write(args.out / "prompts_vs_reference", "Prompts on one picture", list(found.values()), goals, facts)
+        if args.side:
+            whole = everything(sides, image, args.side, **settings)
+            goals = {"everything-mode": (whole, EVERYTHING_GOAL)}
+            write(args.out / "everything_vs_reference", "Everything-mode", [whole], goals, facts)
+
+
+def both(ours: Any, reference: Candidate, image: NDArray[np.uint8], threads: int) -> dict[str, Encoded]:
+    """The sides by name, all about one picture."""
+    ours.set_image(image)
+    names = {REFERENCE: reference, AGAIN: reference, OURS: None}
+    return {name: Encoded(ours, candidate, threads) for name, candidate in names.items()}
+
+
+def describe(model: ed.Sam, bundle: Path, difference: float) -> dict[str, Any]:
+    """What belongs to the figures: weights, options, how far the masks lie apart, what the encoder does in addition."""
     channels = model.config.embed_dim
-    hoisted = 3 * (args.image_size // 16) ** 2 * channels * channels // 2  # the first layer's keys, values, queries
-    facts = {
+    hoisted = 3 * (model.image_size // 16) ** 2 * channels * channels // 2  # the first layer's keys, values, queries
+    return {
         "weights": str(model.weights),
         "options": " ".join(f"--{key.replace('_', '-')} {value}" for key, value in OPTIONS.items()),
         "masks_relative_l2": difference,
         "hoisted_macs": hoisted,
-        "hoisted_share": hoisted / encoder,
+        "hoisted_share": hoisted / sum(onnx_macs(bundle / "encoder.onnx").values()),
     }
+
+
+def write(
+    path: Path,
+    title: str,
+    found: list[Comparison],
+    goals: Mapping[str, tuple[Comparison, float]],
+    facts: dict[str, Any],
+) -> None:
+    """Both files of one kind of figures."""
     machine = Machine.here()
-    text = report(machine, found, whole, facts)
+    text = report(machine, title, found, verdicts(goals), facts)
     print(text)
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "prompts_vs_reference.md").write_text(text)
-    path = args.out / "prompts_vs_reference.json"
-    write_json(path, machine, [*found.values(), whole], prompts=list(found), grid_side=args.side, **facts)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_suffix(".md").write_text(text)
+    write_json(path.with_suffix(".json"), machine, found, **facts)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--prompts", type=int, nargs="+", default=[1, 4, 16], help="how many (default 1 4 16)")
-    parser.add_argument("--side", type=int, default=32, help="points a side in everything-mode (default 32)")
+    parser.add_argument("--prompts", type=int, nargs="*", default=[1, 4, 16], help="how many (default 1 4 16)")
+    parser.add_argument("--side", type=int, default=32, help="points a side in everything-mode (default 32; 0: not)")
     parser.add_argument("--rounds", type=int, default=16, help="interleaved rounds (default 16)")
     parser.add_argument("--threads", type=int, default=2, help="intra-op threads of every session (default 2)")
     parser.add_argument("--image-size", type=int, default=1024, help="side of the model frame (default 1024)")

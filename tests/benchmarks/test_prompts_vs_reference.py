@@ -12,7 +12,7 @@ import pytest
 from benchmarks import prompts_vs_reference as benchmark
 from benchmarks.interleaved import AGAIN, Comparison, Machine, Ratio, Row
 from benchmarks.latency_vs_reference import OURS, REFERENCE, NotComparable
-from benchmarks.prompts_vs_reference import Encoded, check_masks, everything, grid_prompts, per_prompt, report
+from benchmarks.prompts_vs_reference import Encoded, check_masks, everything, grid_prompts, per_prompt, report, verdicts
 
 
 class Decoder:
@@ -91,16 +91,18 @@ def test_the_report_says_what_is_reached() -> None:
     facts = {"weights": "seed 0", "options": "--points 2", "masks_relative_l2": 1e-6, "hoisted_macs": 4e8,
              "hoisted_share": 0.02}  # fmt: skip
     machine = Machine("a processor", 2, "2026-01-01", "Linux x86_64")
-    text = report(machine, {1: comparison(0.9), 16: comparison(0.5)}, comparison(0.7), facts)
+    lines = verdicts({"16 prompts": (comparison(0.5), 0.65), "everything-mode": (comparison(0.7), 0.6)})
+    text = report(machine, "Prompts", [comparison(0.5), comparison(0.7)], lines, facts)
     assert "16 prompts: at most 0.65 wanted, 0.500 (0.500-0.500): **reached**" in text
     assert "everything-mode: at most 0.60 wanted, 0.700 (0.700-0.700): **missed**" in text
     assert "adds 0.40 GMAC per picture, 2.0 % of it" in text
-    assert "1 prompts: " not in text
+    assert text.count("baseline again") == 2
 
 
 @pytest.mark.slow
 def test_the_whole_benchmark_at_a_small_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--image-size", "128", "--side", "2", "--rounds", "1", "--prompts", "2", "--out", str(tmp_path)]
     assert benchmark.main(options) == 0
-    assert "**everything-mode, 2 x 2 points" in (tmp_path / "prompts_vs_reference.md").read_text()
-    assert (tmp_path / "prompts_vs_reference.json").exists()
+    assert "**2 prompt(s)**" in (tmp_path / "prompts_vs_reference.md").read_text()
+    assert "**everything-mode, 2 x 2 points" in (tmp_path / "everything_vs_reference.md").read_text()
+    assert (tmp_path / "everything_vs_reference.json").exists()
