@@ -3,6 +3,7 @@
     python -m benchmarks.precision_table coreml tflite tensorrt qnn
     python -m benchmarks.precision_table tensorrt --model edge_sam_dyt
     python -m benchmarks.precision_table coreml --precisions palette4 --set deployment_target=iOS18
+    python -m benchmarks.precision_table coreml --precisions fp16 --set auto_mixed=true --model edge_sam_dyt
 
 Builds the model in every precision of the target (or in those named) at its own size and measures each artifact as
 ``edgesam-deploy check --full`` does (qnn, whose emulator takes minutes a run: as ``check`` does), whether it is within
@@ -78,7 +79,8 @@ def precisions_of(target: str) -> tuple[str, ...]:
 def ungated(target: Target) -> Target:
     """The target, but ``build`` leaves judging to the caller, so that a precision outside its bounds is written."""
     cls = type(target)
-    later = type(cls.__name__, (cls,), {"unmeasured": "measured by the benchmark", "half": "none"})
+    half = target.half if target.mixes else "none"  # islands are found where fp16 is judged
+    later = type(cls.__name__, (cls,), {"unmeasured": "measured by the benchmark", "half": half})
     return later(**{f.name: getattr(target, f.name) for f in fields(target)})  # type: ignore[no-any-return]
 
 
@@ -206,7 +208,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> None:
     if any("=" not in given for given in args.set):
         raise UsageError(f"--set {' '.join(args.set)}: give NAME=VALUE, such as deployment_target=iOS18")
-    options = dict(given.split("=", 1) for given in args.set)
+    options = {name: _value(text) for name, text in (given.split("=", 1) for given in args.set)}
     wanted = [
         make_target(target, precision=precision, **options)
         for target in args.targets
@@ -222,6 +224,14 @@ def run(args: argparse.Namespace) -> None:
             row = measured(model, target, Path(place) / "bundle")
         save(args.out, target.name, row)
         print(markdown(target.name, [row]).split("\n\n")[2])
+
+
+def _value(text: str) -> Any:
+    """true, false and numbers as what they are, anything else as text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -78,7 +78,7 @@ def quantize(
     if count is None:
         raise ParityError(
             f"mask IoU {tried[len(names)]:.4f} with all {len(names)} layers of {chosen.name} kept, where {min_iou} is "
-            "wanted; no bundle was written; use --precision fp16, or a lower --min-iou"
+            "wanted; no bundle was written; use 16-bit activations (w8a16, fp16), or a lower --min-iou"
         )
     search = {"min_iou": min_iou, "tries": [{"kept": n, "mask_iou": iou} for n, iou in tried.items()],
               "executed": "the artifact" if type(chosen.rehearsal()) is type(chosen) else "its portable form; "

@@ -34,17 +34,13 @@ Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Pass:
-    """A rewrite: its function, the dialect it works in, and the relative L2 it may change the outputs by.
+class Rewrite:
+    """What passes have in common: a function, the relative L2 it may change the outputs by, the dialect it works in."""
 
-    ``adapt``: for a pass that changes the program's inputs: (before, after, inputs of before) -> inputs of after.
-    """
-
-    run: Callable[[Program], int]
-    bound: float
-    dialect: Dialect
+    run: Callable[..., int]
+    bound: float = EXACT
+    dialect: Dialect = "aten"
     note: str = ""  # for an approximation: what the bound means
-    adapt: Callable[[Program, Program, Arrays], Arrays] | None = None
 
     @property
     def name(self) -> str:
@@ -58,6 +54,16 @@ class Pass:
     @property
     def is_exact(self) -> bool:
         return self.bound == EXACT
+
+
+@dataclass(frozen=True)
+class Pass(Rewrite):
+    """A rewrite of one program.
+
+    ``adapt``: for a pass that changes the program's inputs: (before, after, inputs of before) -> inputs of after.
+    """
+
+    adapt: Callable[[Program, Program, Arrays], Arrays] | None = None
 
     def __call__(self, program: Program) -> int:
         return self.run(program)
@@ -249,7 +255,7 @@ def _applied(program: Program, rewrite: Pass, copies: dict[str, Program], key: s
 
 
 @contextlib.contextmanager
-def _blaming(rewrite: Pass, program: Program) -> Iterator[None]:
+def _blaming(rewrite: Rewrite, program: Program) -> Iterator[None]:
     """Whatever the pass raises, and whatever running the program it left behind raises, is reported as its fault."""
     try:
         yield

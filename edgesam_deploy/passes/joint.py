@@ -7,37 +7,17 @@ prompts ───────────────────────┴
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from edgesam_deploy.contract import sample_inputs
 from edgesam_deploy.errors import PassError
-from edgesam_deploy.passes.engine import EXACT, SEEDS, Engine, Step, _blaming, _worst
+from edgesam_deploy.passes.engine import SEEDS, Engine, Rewrite, Step, _blaming, _worst
 from edgesam_deploy.passes.execute import Arrays, run_program
-from edgesam_deploy.passes.program import Dialect, Program
+from edgesam_deploy.passes.program import Program
 
 
-@dataclass(frozen=True)
-class JointPass:
+class JointPass(Rewrite):
     """A rewrite that moves work between an encoder and the decoder that reads its outputs."""
-
-    run: Callable[[Program, Program], int]
-    bound: float = EXACT
-    dialect: Dialect = "aten"
-    note: str = ""
-
-    @property
-    def name(self) -> str:
-        return self.run.__name__
-
-    @property
-    def why(self) -> str:
-        """The first line of the pass's docstring."""
-        return (self.run.__doc__ or "").strip().partition("\n")[0]
-
-    @property
-    def is_exact(self) -> bool:
-        return self.bound == EXACT
 
     def __call__(self, encoder: Program, decoder: Program) -> int:
         return self.run(encoder, decoder)
@@ -51,7 +31,7 @@ def run_joint(engine: Engine, encoder: Program, decoder: Program, rewrite: Joint
     engine.progress(f"{encoder.name} + {decoder.name}: {rewrite.name}")
     after = encoder.copy(), decoder.copy()
     start = time.perf_counter()
-    with _blaming(rewrite, decoder):  # type: ignore[arg-type] # it is asked for its name only
+    with _blaming(rewrite, decoder):
         sites = rewrite(*after)
     seconds = time.perf_counter() - start
     after = after if sites else (encoder, decoder)
@@ -61,7 +41,7 @@ def run_joint(engine: Engine, encoder: Program, decoder: Program, rewrite: Joint
         prompts = [sample_inputs(decoder.inputs, seed) for seed in SEEDS[engine.proof]]
         images = [sample_inputs(encoder.inputs, seed) for seed in SEEDS[engine.proof]]
         pairs = list(zip(images, prompts, strict=True))
-        with _blaming(rewrite, decoder):  # type: ignore[arg-type]
+        with _blaming(rewrite, decoder):
             before_and_after = [[composed(*programs, *p) for p in pairs] for programs in ((encoder, decoder), after)]
         error = _worst(*before_and_after)
     operators = [sum(p.operators().total() for p in pair) for pair in ((encoder, decoder), after)]
