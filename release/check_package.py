@@ -32,6 +32,7 @@ MODULES = {
     "train": ["webdataset", "pycocotools.mask", "yaml", "tensorboard"],
     "demo": ["gradio"],
     "docs": ["mkdocs", "mkdocstrings", "material"],
+    "peers": ["openvino", "ncnn", "pnnx"],
     "dev": ["pytest", "mypy", "hypothesis"],
     "all": ["coremltools", "onnxruntime_qnn", "gradio", "webdataset", "pytest"],
 }
