@@ -77,18 +77,18 @@ def measure_with_trtexec(
     Raises UsageError for a bundle of another target, MissingToolkit where the device has no such program.
     """
     named = named_bundles(paths)
-    files, stages = {}, {}
+    files: dict[str, Path] = {}
+    stages: dict[str, Stages] = {}
     for index, (name, bundle) in enumerate(named.items()):
         parts = _parts(bundle)
         for entry in parts.values():
             file = entry["file"]
             files |= {f"{index}/{beside.name}": beside for beside in sorted(bundle.path.glob(f"{file}*"))}
-        runs: Stages = [
+        stages[name] = [
             (part.removeprefix("image_").removeprefix("mask_"),
              partial(_run, device, words(entry["trtexec"], tool, f"{index}/{entry['file']}", settings)))
             for part, entry in parts.items()
         ]  # fmt: skip
-        stages[name] = runs
     return measure_by_tool(device, named, settings, files, stages, executed=f"{TOOL} on the device", progress=progress)
 
 

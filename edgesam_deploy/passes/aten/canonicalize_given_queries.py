@@ -51,7 +51,7 @@ def _rewrite(graph: AtenGraph, out: Node, site: Operands, layer: tuple[Tensor, T
         if site.bias is not None:
             scores = call(aten.add.Tensor, scores, call(aten.transpose.int, site.bias, 2, 3))
         attended = call(aten.softmax.int, scores, 2)
-        if _pays(*shape(site.v)[1:], weight.shape[0]):
+        if _pays(shape(site.v), weight.shape[0]):
             per_head = weight.t().unflatten(0, (shape(site.v)[1], -1))  # type: ignore[no-untyped-call]
             name = graph.target(out.args[1]).removesuffix(".weight")
             rows = call(aten.matmul.default, site.v, graph.add_constant(f"{name}_per_head", per_head))
@@ -67,8 +67,9 @@ def _rewrite(graph: AtenGraph, out: Node, site: Operands, layer: tuple[Tensor, T
     graph.replace(out, result)
 
 
-def _pays(heads: Any, tokens: Any, width: int, channels: int) -> bool:
+def _pays(values: tuple[Any, ...], channels: int) -> bool:
     """Whether h T rows of C for each image token are less than mixing h d numbers, moving and projecting them."""
+    _, heads, tokens, width = values
     if not isinstance(tokens, int):
         return False
     inner = heads * width
