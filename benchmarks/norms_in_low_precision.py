@@ -1,14 +1,17 @@
 """Layer norm or dynamic tanh in low precision: python -m benchmarks.norms_in_low_precision
 
     python -m benchmarks.norms_in_low_precision                                     # random weights of one seed
-    python -m benchmarks.norms_in_low_precision --weights layer.pth dyt.pth         # a pair trained by one recipe
+    python -m benchmarks.norms_in_low_precision --weights layer.pth dyt.pth         # a pair of one's own
+    python -m benchmarks.norms_in_low_precision --run out/demo                      # a pair trained by one recipe
 
 Error: the traced programs of edge_sam and edge_sam_dyt, emulated on a CPU, against fp32 PyTorch, on the first shipped
-photographs with two prompts each. fp16: every tensor rounded, each norm or tanh one operator. fp16, spelled out: the
-norms are means, squares and roots of their own, as in runtimes that lack the operator. int8: weights by output channel
-and inputs of every layer, on 256 steps between the picture's own extremes, but for what leads to the positions' sines.
+photographs with two prompts each. ``--run``: the folder of ``edgesam-deploy train demo``, and ``demo_dyt`` after it,
+whose students had one teacher, one recipe and one seed; asked on synthetic scenes that neither saw. fp16: every tensor
+rounded, each norm or tanh one operator. fp16, spelled out: the norms are means, squares and roots of their own, as in
+runtimes that lack the operator. int8: weights by output channel and inputs of every layer, on 256 steps between the
+picture's own extremes, but for what leads to the positions' sines.
 Latency: CPU milliseconds of one thread, the least of some calls, of the TFLite artifacts of either model. Writes
-``norms_in_low_precision.md`` and ``.json``.
+``norms_in_low_precision.md`` and ``.json``, for a run ``norms_in_low_precision_trained``.
 """
 
 from __future__ import annotations
@@ -23,7 +26,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.fx import Node
 
@@ -32,8 +37,10 @@ from benchmarks.precision_table import ungated
 from edgesam_deploy import Sam, build, load
 from edgesam_deploy.capture import capture
 from edgesam_deploy.contract import IMAGE_ENCODER, MASK_DECODER, Interface
+from edgesam_deploy.distill.synthetic import scene
 from edgesam_deploy.errors import EdgeSamDeployError, UsageError
 from edgesam_deploy.parity import BOUNDS, compared, shipped_pictures
+from edgesam_deploy.parity.cases import Pictures
 from edgesam_deploy.parity.figures import summarise
 from edgesam_deploy.passes import aten
 from edgesam_deploy.passes.execute import Arrays
@@ -49,6 +56,8 @@ from edgesam_deploy.targets import make_target
 from edgesam_deploy.targets.base import Bits
 
 MODELS = {"edge_sam": "layer norm", "edge_sam_dyt": "dynamic tanh"}
+STUDENTS = {"edge_sam": "demo_student", "edge_sam_dyt": "demo_student_dyt"}  # of a run, by model
+SCENES = 1234  # the seed of scenes that no training draws
 ARITHMETIC = ("fp16", "fp16, norms spelled out", "int8")
 LATENCIES = ("fp32", "fp16", "int8")
 TURNS = ("sin", "cos")
@@ -80,12 +89,11 @@ class Latency:
     decoder_ms: float
 
 
-def errors(model: Sam, pictures: int) -> Iterator[Row]:
+def errors(model: Sam, chosen: Pictures) -> Iterator[Row]:
     """A row for each arithmetic."""
     target = make_target("coreml", precision="fp32")  # whose passes leave every norm one operator
     interface = target.interface(model.config)
     programs, interface = after_aten_passes(capture(model, interface), target, model, interface)
-    chosen = dict(list(shipped_pictures().items())[:pictures])
     for arithmetic in ARITHMETIC:
         mine = [program.copy() for program in programs]
         if "spelled out" in arithmetic:
@@ -132,7 +140,7 @@ def _in_int8(program: Program) -> Callable[[dict[str, Tensor]], list[Tensor]]:
     return run
 
 
-def latencies(model: Sam, precisions: Sequence[str], calls: int) -> Iterator[Latency]:
+def latencies(model: Sam, picture: NDArray[np.uint8], precisions: Sequence[str], calls: int) -> Iterator[Latency]:
     """CPU milliseconds of the TFLite artifacts."""
     for precision in precisions:
         target = make_target("tflite", precision=precision)
@@ -140,7 +148,6 @@ def latencies(model: Sam, precisions: Sequence[str], calls: int) -> Iterator[Lat
             bundle = build(model, ungated(target), Path(place) / "bundle", proof="off", progress=_told)
             interface = target.interface(model.config)
             assert isinstance(interface, Interface)
-            picture = next(iter(shipped_pictures().values()))
             spent, features = {}, encoder_inputs(interface, picture)
             for part in (IMAGE_ENCODER, MASK_DECODER):
                 path = bundle.part(part)
@@ -159,6 +166,27 @@ def _cpu_ms(runner: Callable[[Arrays], Any], given: Arrays, calls: int) -> float
         runner(given)
         found.append((time.process_time() - start) * 1e3)
     return min(found)
+
+
+def asked(args: argparse.Namespace) -> Pictures:
+    """The pictures of the run: photographs, or scenes for a pair that was trained on scenes."""
+    if args.run is None:
+        return dict(list(shipped_pictures().items())[: args.pictures])
+    return {f"scene {index}": scene(SCENES, "unseen", index, 256).image for index in range(args.pictures)}
+
+
+def weighed(name: str, args: argparse.Namespace) -> Sam:
+    """One of the two models."""
+    config = {} if args.image_size is None else {"image_size": args.image_size}
+    checkpoint = args.weights[list(MODELS).index(name)] if args.weights else None
+    if args.run is not None:
+        checkpoint = args.run / STUDENTS[name] / "model.safetensors"
+        if not checkpoint.is_file():
+            raise UsageError(f"{checkpoint}: not there; run `edgesam-deploy train demo` and `demo_dyt` into {args.run}")
+        config = json.loads(checkpoint.with_name("config.json").read_text())
+    model = load(name, checkpoint, seed=None if checkpoint else args.seed, config=config)
+    assert isinstance(model, Sam)
+    return model
 
 
 def _told(step: str) -> None:
@@ -197,27 +225,28 @@ def run(args: argparse.Namespace) -> None:
     rows: list[Row] = []
     spent: list[Latency] = []
     machine = Machine.here(("torch", "ai-edge-litert", "numpy"))
-    for index, name in enumerate(MODELS):
-        config = {} if args.image_size is None else {"image_size": args.image_size}
-        given = args.weights[index] if args.weights else None
-        model = load(name, given, seed=None if given else args.seed, config=config)
-        assert isinstance(model, Sam)
-        rows += errors(model, args.pictures)
-        spent += latencies(model, precisions, args.calls)
+    pictures = asked(args)
+    for name in MODELS:
+        model = weighed(name, args)
+        rows += errors(model, pictures)
+        spent += latencies(model, next(iter(pictures.values())), precisions, args.calls)
     args.out.mkdir(parents=True, exist_ok=True)
     text = report(rows, spent, machine)
-    (args.out / "norms_in_low_precision.md").write_text(text)
+    stem = "norms_in_low_precision" if args.run is None else "norms_in_low_precision_trained"
+    (args.out / f"{stem}.md").write_text(text)
     data = {"machine": asdict(machine), "rows": [asdict(r) for r in rows], "latency": [asdict(s) for s in spent]}
-    (args.out / "norms_in_low_precision.json").write_text(json.dumps(data, indent=2) + "\n")
+    (args.out / f"{stem}.json").write_text(json.dumps(data, indent=2) + "\n")
     print(text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--weights", type=Path, nargs=2, metavar=("LAYER", "DYT"), help="checkpoints of the two models")
+    pair = parser.add_mutually_exclusive_group()
+    pair.add_argument("--weights", type=Path, nargs=2, metavar=("LAYER", "DYT"), help="checkpoints of the two models")
+    pair.add_argument("--run", type=Path, metavar="FOLDER", help="of `train demo` and `train demo_dyt`")
     parser.add_argument("--seed", type=int, default=0, help="of random weights (default 0)")
     parser.add_argument("--image-size", type=int, help="side of the model's frame (default its own)")
-    parser.add_argument("--pictures", type=int, default=2, help="how many of the shipped photographs")
+    parser.add_argument("--pictures", type=int, default=2, help="how many photographs, or scenes")
     parser.add_argument("--latency", default=",".join(LATENCIES), help="TFLite precisions to time; empty: none")
     parser.add_argument("--calls", type=int, default=5, help="calls of which the least counts")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder for the results")

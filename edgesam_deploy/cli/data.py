@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -28,15 +29,20 @@ def synthesize(
     seed: Annotated[int, typer.Option(help="Other seeds give other scenes.", min=0)] = 0,
     size: Annotated[int, typer.Option(help="Long side in pixels.")] = 256,
     split: Split = "train",
+    most: Annotated[int, typer.Option(help="Objects drawn, at most; they may cover each other.")] = 9,
+    smallest: Annotated[float, typer.Option(help="Radius of an object, at least, of the short side.")] = 0.07,
+    rings: Annotated[float, typer.Option(help="Share of objects with a hole.")] = 0.15,
     json: Json = False,
 ) -> None:
     """Make scenes of shapes with exact masks, in SA-1B's layout: train and val of one seed share no scene."""
+    from edgesam_deploy.distill.synthetic import Style
     from edgesam_deploy.distill.synthetic import synthesize as write_scenes
 
+    style = Style(most, smallest, rings)
     with progress_bar(count, lines=10) as progress:
-        for stem in write_scenes(folder, count=count, seed=seed, size=size, split=split):
+        for stem in write_scenes(folder, count=count, seed=seed, size=size, split=split, style=style):
             progress(stem)
-    made = {"folder": str(folder), "split": split, "pictures": count, "seed": seed, "size": size}
+    made = {"folder": str(folder), "split": split, "pictures": count, "seed": seed, "size": size, **asdict(style)}
     print_json(made) if json else say(f"{count} scenes in {folder}/images/{split}")
 
 

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from edgesam_deploy.distill.data.sources import Kind
 from edgesam_deploy.distill.prompts import PromptKind
+from edgesam_deploy.distill.synthetic import Style
 from edgesam_deploy.errors import UnknownName, UsageError
 
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -61,11 +62,18 @@ class Teacher(Section):
 
 
 class Synthetic(Section):
-    """Scenes that are made where ``root`` holds none yet."""
+    """Scenes that are made where ``root`` holds none yet. most, smallest, rings: ``synthetic.Style``."""
 
     count: int = Field(default=1000, ge=1)
     seed: int = Field(default=0, ge=0)
     size: int = Field(default=256, ge=32, le=4096)
+    most: int = Field(default=9, ge=1, le=64)
+    smallest: float = Field(default=0.07, ge=0.01, le=0.33)
+    rings: float = Field(default=0.15, ge=0, le=1)
+
+    @property
+    def style(self) -> Style:
+        return Style(self.most, self.smallest, self.rings)
 
 
 class Data(Section):

@@ -26,6 +26,7 @@ from edgesam_deploy.model.masks import mask_to_rle, rle_to_coco
 
 FloatImage = NDArray[np.float64]
 MIN_VISIBLE = 0.004  # of the picture's area; what is covered more than that is no object to ask for
+FEWEST, LARGEST = 3, 0.33  # objects; radius as a share of the short side
 JPEG_QUALITY = 95
 
 
@@ -37,26 +38,43 @@ class Scene:
     masks: NDArray[np.bool_]
 
 
-def scene(seed: int, split: str, index: int, size: int) -> Scene:
+@dataclass(frozen=True)
+class Style:
+    """How hard scenes are. most: objects drawn, from 3 on (1 to 64). smallest: radius of an object before it is
+    stretched, as a share of the short side (0.01 to 0.33). rings: share of objects with a hole (0 to 1).
+
+    Raises UsageError for values outside.
+    """
+
+    most: int = 9
+    smallest: float = 0.07
+    rings: float = 0.15
+
+    def __post_init__(self) -> None:
+        if not (1 <= self.most <= 64 and 0.01 <= self.smallest <= LARGEST and 0 <= self.rings <= 1):
+            raise UsageError(f"{self}: most lies in 1..64, smallest in 0.01..{LARGEST}, rings in 0..1")
+
+
+def scene(seed: int, split: str, index: int, size: int, style: Style | None = None) -> Scene:
     """One picture; ``size`` is its long side, the other is 0.6 to 1 of it."""
     rng = np.random.default_rng([seed, zlib.crc32(split.encode()), index])
     while True:  # a scene in which nothing is large enough is drawn again, by the same generator
-        drawn = _draw(rng, size)
+        drawn = _draw(rng, size, style or Style())
         if len(drawn.masks):
             return drawn
 
 
-def _draw(rng: np.random.Generator, size: int) -> Scene:
+def _draw(rng: np.random.Generator, size: int, style: Style) -> Scene:
     sides = [size, max(1, int(size * rng.uniform(0.6, 1.0)))]
     height, width = sides if rng.random() < 0.5 else sides[::-1]
     canvas = _texture(rng, height, width, size)
     owner = np.full((height, width), -1)
-    count = int(rng.integers(3, 10))
+    count = int(rng.integers(min(FEWEST, style.most), style.most + 1))
     for number in range(count):
-        scale = min(height, width) * rng.uniform(0.07, 0.33)
+        scale = min(height, width) * rng.uniform(style.smallest, LARGEST)
         centre = rng.uniform(0.08, 0.92, 2) * (height, width)
         window = _window(centre, 1.5 * scale + _reach(size) * 3, (height, width))
-        outside = _distance(rng, window, centre, scale)
+        outside = _distance(rng, window, centre, scale, style.rings)
         coverage = np.clip(0.5 - outside, 0.0, 1.0)[..., None]
         under = _shadowed(rng, canvas[window], outside, _reach(size))
         canvas[window] = under * (1 - coverage) + _texture(rng, outside.shape[0], outside.shape[1], size) * coverage
@@ -78,7 +96,9 @@ def _window(centre: FloatImage, radius: float, shape: tuple[int, int]) -> tuple[
     return slice(low[0], min(high[0], shape[0])), slice(low[1], min(high[1], shape[1]))
 
 
-def _distance(rng: np.random.Generator, window: tuple[slice, slice], centre: FloatImage, scale: float) -> FloatImage:
+def _distance(
+    rng: np.random.Generator, window: tuple[slice, slice], centre: FloatImage, scale: float, rings: float
+) -> FloatImage:
     """Signed distance in pixels, nearly, to the outline of a random object, over the window; negative inside."""
     y, x = np.mgrid[window] + 0.5
     dy, dx = y - centre[0], x - centre[1]
@@ -88,7 +108,7 @@ def _distance(rng: np.random.Generator, window: tuple[slice, slice], centre: Flo
     radius, angle = np.hypot(u, v), np.arctan2(v, u)
     outline = OUTLINES[rng.integers(len(OUTLINES))](rng, angle)
     distance: FloatImage = (radius - scale * outline) * stretch
-    if rng.random() < 0.15:  # a ring: what lies within the inner outline is outside
+    if rng.random() < rings:  # a ring: what lies within the inner outline is outside
         distance = np.maximum(distance, (scale * rng.uniform(0.35, 0.6) * outline - radius) * stretch)
     return distance
 
@@ -200,7 +220,9 @@ def annotation(drawn: Scene, stem: str, image_id: int, rng: np.random.Generator)
     return {"image": image, "annotations": rows}
 
 
-def synthesize(folder: Path, *, count: int, seed: int = 0, size: int = 256, split: str = "train") -> Iterator[str]:
+def synthesize(
+    folder: Path, *, count: int, seed: int = 0, size: int = 256, split: str = "train", style: Style | None = None
+) -> Iterator[str]:
     """Write scenes 0..count-1 of ``split``; yields each stem once its two files are there.
 
     ``folder``/{images,annotations}/{split}/scene_{index}.{jpg,json}. The same arguments give the same files (JPEG's
@@ -218,7 +240,7 @@ def synthesize(folder: Path, *, count: int, seed: int = 0, size: int = 256, spli
             place.mkdir(parents=True, exist_ok=True)
         for index in range(count):
             stem = f"scene_{index:06d}"
-            drawn = scene(seed, split, index, size)
+            drawn = scene(seed, split, index, size, style)
             rng = np.random.default_rng([seed, zlib.crc32(split.encode()), index, 1])
             text = json.dumps(annotation(drawn, stem, index, rng), sort_keys=True)
             Image.fromarray(drawn.image).save(images / f"{stem}.jpg", quality=JPEG_QUALITY)

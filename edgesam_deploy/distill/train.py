@@ -90,8 +90,9 @@ def prepare_data(recipe: Recipe, ranks: Ranks, say: Callable[[str], None]) -> No
         if not have:
             say(f"making {wanted.count} synthetic scenes in {images}")
             for _ in synthesize(
-                Path(data.root), count=wanted.count, seed=wanted.seed, size=wanted.size, split=data.split
-            ):
+                Path(data.root), count=wanted.count, seed=wanted.seed, size=wanted.size, split=data.split,
+                style=wanted.style,
+            ):  # fmt: skip
                 pass
         elif have < wanted.count:
             raise DataError(f"{images}: {have} scenes of {wanted.count}, the making of them was interrupted; remove it")

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as coco
+from scipy.ndimage import binary_fill_holes
 
 from edgesam_deploy.distill import synthetic
-from edgesam_deploy.distill.synthetic import MIN_VISIBLE, scene, synthesize
+from edgesam_deploy.distill.synthetic import MIN_VISIBLE, Style, scene, synthesize
 from edgesam_deploy.errors import OutputError, UsageError
 
 
@@ -40,7 +41,7 @@ def test_a_disc_has_the_area_of_a_disc(monkeypatch):
     for seed in range(8):
         rng = np.random.default_rng(seed)
         radius, centre = 40.0, np.array([64.0, 64.0])
-        distance = synthetic._distance(rng, (slice(0, 128), slice(0, 128)), centre, radius)
+        distance = synthetic._distance(rng, (slice(0, 128), slice(0, 128)), centre, radius, 0.15)
         replay = np.random.default_rng(seed)
         stretch = replay.uniform(0.55, 1.0)
         replay.uniform(), replay.integers(1)
@@ -92,3 +93,24 @@ def test_it_writes_beside_nothing_that_is_there(tmp_path):
 def test_values_that_make_no_scene(tmp_path, count, size):
     with pytest.raises(UsageError, match="at least 1 scene"):
         list(synthesize(tmp_path, count=count, size=size))
+
+
+def test_a_style_is_kept():
+    plain, ring = Style(most=2, smallest=0.3, rings=0), Style(most=1, smallest=0.3, rings=1)
+    drawn = [scene(3, "train", index, 128, plain) for index in range(12)]
+    assert all(len(one.masks) <= 2 for one in drawn)
+    largest = [max(mask.mean() for mask in one.masks) for one in drawn]
+    assert np.median(largest) > 0.1
+    alone = [one.masks[0] for one in drawn if len(one.masks) == 1]
+    assert not any(holes(mask) for mask in alone)
+    assert sum(holes(scene(3, "train", index, 128, ring).masks[0]) for index in range(6)) >= 3  # the frame opens some
+
+
+def holes(mask):
+    return (binary_fill_holes(mask) & ~mask).any()
+
+
+@pytest.mark.parametrize("values", [(0, 0.1, 0), (65, 0.1, 0), (3, 0.5, 0), (3, 0.1, 1.5)])
+def test_styles_that_cannot_be(values):
+    with pytest.raises(UsageError, match="most lies in"):
+        Style(*values)

@@ -81,15 +81,19 @@ def test_what_is_found_is_built_and_reported(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("target", "options", "min_iou"), [("tensorrt", {"precision": "int8"}, 0.996), ("qnn", {"precision": "w8a8"}, 0.99)]
+    ("target", "options", "min_iou"), [("tensorrt", {"precision": "int8"}, 0.996), ("qnn", {"precision": "w8a8"}, 0.84)]
 )
 def test_the_search_executes_what_it_chooses_between(tmp_path, target, options, min_iou):
-    """Nothing is stood in for: layers are ranked, artifacts built and run, the last one verified as it lies there."""
+    """Nothing is stood in for: layers are ranked, artifacts built and run, QNN's last one on the emulator."""
     model = ed.load("edge_sam", seed=0, config=TINY)
     found = quantize(model, target, tmp_path / "out", min_iou=min_iou, options=options, proof="off")
+    if target == "qnn":
+        after_check(found, ed.check(found.path, model).to_json())
     said = found.read_json(REPORT)
     tries = {row["kept"]: row["mask_iou"] for row in said["search"]["tries"]}
     assert tries[len(said["kept"])] >= min_iou
     assert all(iou < min_iou for kept, iou in tries.items() if kept < len(said["kept"]))
     assert said["kept"] == [row["name"] for row in said["layers"]][: len(said["kept"])]
+    assert len(said["kept"]) == 2
     assert said["measured"]["decided_mask_iou"] >= min_iou
+    assert "HTP emulator" in said["measured"]["executed"] or target == "tensorrt"
