@@ -38,9 +38,14 @@ def openvino(path: Path, part: Part, inputs: Arrays, threads: int) -> Call:
     config = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     model = ov.Core().compile_model(str(path), "CPU", config)
     request = model.create_infer_request()
-    own = {i.any_name: inputs[i.any_name] for i in model.inputs}
+    own = {model.input(name): value for name, value in inputs.items()}  # a port has other names beside its own
     names = [model.output(name) for name in OUTPUTS[part]]
-    return lambda _: [request.infer(own)[name] for name in names]
+
+    def call(_: int) -> list[NDArray[Any]]:
+        results = request.infer(own)
+        return [results[name].copy() for name in names]
+
+    return call
 
 
 def ncnn(model: ed.Sam, part: Part, inputs: Arrays, threads: int, folder: Path) -> Call:
