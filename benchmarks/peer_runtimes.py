@@ -43,7 +43,7 @@ def openvino(path: Path, part: Part, inputs: Arrays, threads: int) -> Call:
 
     def call(_: int) -> list[NDArray[Any]]:
         results = request.infer(own)
-        return [results[name].copy() for name in names]
+        return [results[name] for name in names]
 
     return call
 
