@@ -18,7 +18,7 @@ import os
 import platform
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -36,6 +36,7 @@ AGAIN_TOLERANCE = 0.05
 STARVED = 0.85  # of the threads' number: with the machine to itself the baseline's CPU time is 0.97 of wall x threads
 SETTLE_SECONDS = 0.005  # idle threads of the session before spin for about 1 ms: let them go to sleep first
 Arrays = Mapping[str, NDArray[Any]]
+Call = Callable[[int], Any]  # something to time, told the number of the round
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,12 @@ class Candidate:
             providers=["CPUExecutionProvider"],
             disabled_optimizers=list(self.disabled_optimizers),
         )
+
+    def call(self, inputs: Arrays, threads: int) -> Call:
+        """One run in a session of its own, on those of ``inputs`` that the file takes."""
+        session = self.session(threads)
+        own = {i.name: inputs[i.name] for i in session.get_inputs()}
+        return lambda _: session.run(None, own)
 
 
 @dataclass(frozen=True)
@@ -171,48 +178,76 @@ def compare(
     A round times ``calls`` calls of each session in shuffled order. Raises ValueError for fewer than one round, and
     for two candidates of one name.
     """
-    if rounds < 1 or calls < 1:
-        raise ValueError(f"rounds {rounds} and calls {calls} must be at least 1")
+    _check(rounds, calls)
     files = [baseline, replace(baseline, name=AGAIN), *candidates]
     names = [file.name for file in files]
     if len(set(names)) != len(names):
         raise ValueError(f"candidates need names of their own: {names}")
-    sessions = {file.name: file.session(threads) for file in files}
-    feeds = {name: {i.name: inputs[i.name] for i in session.get_inputs()} for name, session in sessions.items()}
-    for name, session in sessions.items():
+    return compare_calls(
+        subject,
+        {file.name: file.call(inputs, threads) for file in files},
+        threads=threads,
+        rounds=rounds,
+        warmup=warmup,
+        calls=calls,
+        seed=seed,
+    )
+
+
+def compare_calls(
+    subject: str,
+    callables: Mapping[str, Call],
+    *,
+    threads: int = 2,
+    rounds: int = 15,
+    warmup: int = 3,
+    calls: int = 1,
+    seed: int = 0,
+) -> Comparison:
+    """Measure anything that can be called, by name: the first is the baseline, ``AGAIN`` its second copy.
+
+    A round times ``calls`` calls of each in shuffled order; all are told its number, ``warmup`` calls are told 0.
+    ``threads`` is what they were made with. Raises ValueError for fewer than one round, and without a second copy.
+    """
+    _check(rounds, calls)
+    if AGAIN not in callables:
+        raise ValueError(f"a comparison needs {AGAIN!r} to be trusted")
+    for call in callables.values():
         for _ in range(warmup):
-            session.run(None, feeds[name])
+            call(0)
     load_before = os.getloadavg()[0]
-    wall, cpu = _rounds(sessions, feeds, rounds, calls, random.Random(seed))
+    wall, cpu = _rounds(callables, rounds, calls, random.Random(seed))
+    baseline = next(iter(callables))
     rows = tuple(
         Row(
             name,
             float(np.median(wall[name])),
             float(np.median(cpu[name])),
-            Ratio.of(wall[name], wall[baseline.name]),
-            Ratio.of(cpu[name], cpu[baseline.name]),
+            Ratio.of(wall[name], wall[baseline]),
+            Ratio.of(cpu[name], cpu[baseline]),
         )
-        for name in names
+        for name in callables
     )
     return Comparison(subject, threads, rounds, calls, rows, load_before, os.getloadavg()[0])
 
 
+def _check(rounds: int, calls: int) -> None:
+    if rounds < 1 or calls < 1:
+        raise ValueError(f"rounds {rounds} and calls {calls} must be at least 1")
+
+
 def _rounds(
-    sessions: Mapping[str, onnxruntime.InferenceSession],
-    feeds: Mapping[str, Arrays],
-    rounds: int,
-    calls: int,
-    order: random.Random,
+    callables: Mapping[str, Call], rounds: int, calls: int, order: random.Random
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """Milliseconds per call by session and round, wall clock and CPU time of the whole process."""
-    wall: dict[str, list[float]] = {name: [] for name in sessions}
-    cpu: dict[str, list[float]] = {name: [] for name in sessions}
-    for _ in range(rounds):
-        for name in order.sample(list(sessions), len(sessions)):
+    """Milliseconds per call by name and round, wall clock and CPU time of the whole process."""
+    wall: dict[str, list[float]] = {name: [] for name in callables}
+    cpu: dict[str, list[float]] = {name: [] for name in callables}
+    for number in range(rounds):
+        for name in order.sample(list(callables), len(callables)):
             time.sleep(SETTLE_SECONDS)
             wall_start, cpu_start = time.perf_counter(), time.process_time()
             for _ in range(calls):
-                sessions[name].run(None, feeds[name])
+                callables[name](number)
             cpu[name].append((time.process_time() - cpu_start) * 1e3 / calls)
             wall[name].append((time.perf_counter() - wall_start) * 1e3 / calls)
     return wall, cpu

@@ -32,6 +32,7 @@ from edgesam_deploy.targets import make_target
 from edgesam_deploy.targets.base import Arrays, Runner
 
 DECODERS = ((MASK_DECODER,), (PROMPT_TRANSFORMER, MASK_HEAD))  # the parts of one, in the order they run
+AT_ONCE = 16  # prompts per call of a dynamic batch: more gain nothing in ONNX Runtime, and each takes 20 MB
 PARTS = (IMAGE_ENCODER, *DECODERS[0], *DECODERS[1], SEGMENTER)
 
 
@@ -121,7 +122,9 @@ class BundlePredictor(PromptPredictor):
         return {"image": padded, "image_size": np.array([height, width], np.float32)}
 
     def decode(self, prompts: Slots, mask_input: FloatArray | None) -> Answers:
-        """B prompts through an artifact whose batch may be smaller or larger: in chunks, the last one filled up."""
+        """B prompts through an artifact whose batch may be smaller or larger: in chunks, the last one filled up where
+        its size is fixed.
+        """
         if self._decoder is None:
             raise PromptError(f"{self.bundle.path} holds an image encoder alone; it takes no prompts")
         if mask_input is not None and not self.interface.mask_input:
@@ -129,7 +132,7 @@ class BundlePredictor(PromptPredictor):
         if self.features is None:
             raise PromptError("no picture is set; call set_image first")
         prompts = self._fitted(prompts)
-        step = prompts.batch if self.interface.batch == DYNAMIC else int(self.interface.batch)
+        step = AT_ONCE if self.interface.batch == DYNAMIC else int(self.interface.batch)
         whole: list[FloatArray] = []
         results = [self._chunk(prompts, mask_input, start, step, whole) for start in range(0, prompts.batch, step)]
         self._full = np.concatenate(whole) if whole else None
@@ -151,7 +154,7 @@ class BundlePredictor(PromptPredictor):
     ) -> Answers:
         """``whole`` gets the larger masks that foreign layouts give."""
         count = min(step, prompts.batch - start)
-        missing = step - count
+        missing = 0 if self.interface.batch == DYNAMIC else step - count
         chosen = slice(start, start + count)
         features = self.features if isinstance(self.features, tuple) else (self.features,)
         names = (spec.name for spec in self.interface.encoder_outputs())
@@ -162,11 +165,11 @@ class BundlePredictor(PromptPredictor):
         }
         if self.interface.mask_input:
             low = self.image_size // 4
-            masks = np.zeros((step, 1, low, low), np.float32)
+            masks = np.zeros((count + missing, 1, low, low), np.float32)
             if mask_input is not None:
                 masks[:count] = mask_input[chosen]
             inputs["mask_input"] = masks
-            inputs["has_mask_input"] = np.full(step, mask_input is not None, np.float32)
+            inputs["has_mask_input"] = np.full(count + missing, mask_input is not None, np.float32)
         if self.interface.io == "sam":
             inputs["orig_im_size"] = np.array(self.original_size, np.float32)
         if self._pe_matrix is not None:

@@ -33,6 +33,7 @@ MODULES = {
     "demo": ["gradio", "edgesam_deploy.demo.page"],
     "docs": ["mkdocs", "mkdocstrings", "material"],
     "notebook": ["nbclient", "nbformat", "ipykernel"],
+    "peers": ["openvino", "ncnn", "pnnx"],
     "dev": ["pytest", "mypy", "hypothesis"],
     "all": ["coremltools", "onnxruntime_qnn", "gradio", "webdataset", "mkdocs", "nbclient", "pytest"],
 }

@@ -80,10 +80,11 @@ def test_every_label_means_something_of_its_own(decoder, rng, code):
 
 
 @pytest.mark.parametrize("batch", [3, pytest.param("dynamic", marks=pytest.mark.slow)])
-def test_a_batch_equals_its_prompts_one_by_one(bundles, scene, rng, batch):
+def test_a_batch_equals_its_prompts_one_by_one(bundles, scene, rng, batch, monkeypatch):
+    monkeypatch.setattr("edgesam_deploy.runtime.AT_ONCE", 2)
     predictor = open_predictor(bundles(batch=batch, mask_input=True).path)
     predictor.set_image(scene)
-    points = rng.uniform(0, 180, (5, 2, 2))  # five prompts in chunks of three: the last chunk is filled up
+    points = rng.uniform(0, 180, (5, 2, 2))  # five prompts in chunks, the last filled up or smaller
     labels = rng.integers(0, 2, (5, 2))
     boxes = np.array([[10, 10, 100, 120 + i] for i in range(5)])
     masks = 5 * rng.standard_normal((5, 1, 64, 64)).astype(np.float32)

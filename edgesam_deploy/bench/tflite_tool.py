@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from edgesam_deploy.bench.measure import circumstances, described, named_bundles
+from edgesam_deploy.bench.by_tool import Progress, Stages, measure_by_tool
+from edgesam_deploy.bench.measure import named_bundles
 from edgesam_deploy.bench.settings import Settings
 from edgesam_deploy.bundle import Bundle
-from edgesam_deploy.devices import ConnectionLost, Device
+from edgesam_deploy.devices import Device
 from edgesam_deploy.errors import EdgeSamDeployError, UsageError
 from edgesam_deploy.targets.signatures import DECODE, ENCODE, SEGMENT
 
 TOOL = "benchmark_model"
-Progress = Callable[[str], None]
 NUMBER = r"([-+\d.eE]+)"
 
 
@@ -81,30 +82,20 @@ def measure_with_tool(
         raise UsageError(f"--benchmark-model {tool}: no such file; LiteRT's sources build it")
     named = named_bundles(paths)
     wanted = {name: signatures(bundle) for name, bundle in named.items()}
-    result = {**circumstances(settings, device.name), "bundles": [described(b) for b in named.values()], "ratios": []}
-    progress("push")
     files = {TOOL: tool}
+    stages: dict[str, Stages] = {}
     for index, (name, bundle) in enumerate(named.items()):
         files |= {f"{index}.{file}": bundle.path / file for _, file, _ in wanted[name]}
-    device.push(files)
-    device.ran(f"chmod 755 {shlex.quote(device.folder)}/{TOOL}")
-    state = result["state_before"] = device.state()
-    result |= {"cpu": state.get("model") or state.get("cpu", ""), "machine": state.get("system", ""), "versions": {}}
-    try:
-        for index, name in enumerate(named):
-            for stage, file, signature in wanted[name]:
-                progress(f"{name}: {stage}")
-                row = _run(device, f"{index}.{file}", signature, settings)
-                bundle_row = result["bundles"][index]
-                bundle_row["load_ms"] = bundle_row.get("load_ms", 0.0) + row.pop("load_ms")
-                bundle_row["executed"] = f"{TOOL}, given by the user"
-                bundle_row["stages"].append({"stage": stage, "prompts": 1, **row})
-        result["state_after"] = device.state()
-    except ConnectionLost as e:
-        if not any(row["stages"] for row in result["bundles"]):
-            raise
-        result["complete"], result["incomplete_because"] = False, str(e)
-    return result
+        stages[name] = [
+            (stage, partial(_run, device, f"{index}.{file}", signature, settings))
+            for stage, file, signature in wanted[name]
+        ]
+    return measure_by_tool(
+        device, named, settings, files, stages,
+        executed=f"{TOOL}, given by the user",
+        prepare=lambda: device.ran(f"chmod 755 {shlex.quote(device.folder)}/{TOOL}"),
+        progress=progress,
+    )  # fmt: skip
 
 
 def _run(device: Device, file: str, signature: str, settings: Settings) -> dict[str, Any]:

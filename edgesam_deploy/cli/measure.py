@@ -57,6 +57,14 @@ def bench(
         Path | None,
         typer.Option(help="LiteRT's benchmark_model, built for the device: times .tflite.", rich_help_panel=DEVICE),
     ] = None,
+    trtexec: Annotated[
+        str | None,
+        typer.Option(
+            help="NVIDIA's trtexec, by its path on the device: times TensorRT bundles.",
+            rich_help_panel=DEVICE,
+            show_default=False,
+        ),
+    ] = None,
     compare: Annotated[
         Path | None, typer.Option(help="An older bench.json, or a bundle that has one.", rich_help_panel=FILES)
     ] = None,
@@ -96,7 +104,9 @@ def bench(
         _numbers("--everything", everything, zero=True), threads, provider, cold,
     )  # fmt: skip
     opened = [open_bundle(path) for path in bundle]
-    found = _measured(bundle, settings, device, device_python, ssh_config, benchmark_model)
+    found = _measured(
+        bundle, settings, device, device_python, ssh_config, benchmark_model=benchmark_model, trtexec=trtexec
+    )
     print_json(found) if json else _print_latency(found)
     forms: tuple[tuple[Path | None, Callable[[Any], str]], ...] = (
         (out, dump_json),
@@ -118,7 +128,14 @@ def bench(
 
 
 def _measured(
-    paths: list[Path], settings: Any, spec: str, python: str, ssh_config: Path | None, benchmark_model: Path | None
+    paths: list[Path],
+    settings: Any,
+    spec: str,
+    python: str,
+    ssh_config: Path | None,
+    *,
+    benchmark_model: Path | None,
+    trtexec: str | None,
 ) -> dict[str, Any]:
     from edgesam_deploy.bench.measure import measure
     from edgesam_deploy.devices import LocalDevice, open_device
@@ -130,6 +147,11 @@ def _measured(
 
             with device:
                 return measure_with_tool(device, paths, settings, benchmark_model, progress=progress)
+        if trtexec is not None:
+            from edgesam_deploy.bench.trtexec_tool import measure_with_trtexec
+
+            with device:
+                return measure_with_trtexec(device, paths, settings, trtexec, progress=progress)
         if isinstance(device, LocalDevice):
             return measure(paths, settings, progress=progress)
         from edgesam_deploy.bench.remote import measure_on

@@ -62,7 +62,7 @@ _hoist.__name__ = "hoist_image_side"
 hoist_image_side = JointPass(_hoist)
 
 
-def hoisting(prompts: int, otherwise: Pass) -> JointPass:
+def hoisting(prompts: int, *otherwise: Pass) -> JointPass:
     """The pass where it pays for ``prompts`` prompts per image, against what ``otherwise`` makes of the decoder alone.
 
     Weighed by ``work``: a prompt costs one decoder, an image one encoder more. Raises ValueError below one prompt.
@@ -71,12 +71,12 @@ def hoisting(prompts: int, otherwise: Pass) -> JointPass:
         raise ValueError(f"{prompts} prompts per image: at least 1")
 
     def hoist(encoder: Program, decoder: Program) -> int:
-        alone = decoder.copy()
-        otherwise(alone)
-        first, second = encoder.copy(), decoder.copy()
+        alone, first, second = decoder.copy(), encoder.copy(), decoder.copy()
         if not _hoist(first, second):
             return 0
-        otherwise(second)  # the later layers' projections depend on the prompt
+        for rewrite in otherwise:
+            rewrite(alone)
+            rewrite(second)  # the later layers' projections depend on the prompt
         here, there = prompts * work(alone), work(first) - work(encoder) + prompts * work(second)
         if there >= here:
             log.debug(

@@ -93,10 +93,12 @@ class OnnxTarget(Target):
         return chosen
 
     def joint_pipeline(self, config: SamConfig | CwsamConfig) -> tuple[JointPass, ...]:
-        from edgesam_deploy.passes.aten import absorb_token_projections
+        from edgesam_deploy.passes.aten import absorb_token_projections, canonicalize_given_queries
         from edgesam_deploy.passes.hoist_image_side import hoisting
 
-        return (hoisting(self.prompts_per_image, absorb_token_projections),) if self.prompts_per_image > 1 else ()
+        if self.prompts_per_image == 1:
+            return ()
+        return (hoisting(self.prompts_per_image, absorb_token_projections, canonicalize_given_queries),)
 
     def pipeline(self, config: SamConfig | CwsamConfig) -> tuple[Pass, ...]:
         from edgesam_deploy.passes import aten, onnx
@@ -117,7 +119,8 @@ class OnnxTarget(Target):
             aten.absorb_channel_offset,  # after folding: what is added to the pixels without a mask is a constant then
             aten.absorb_token_projections,  # after folding: dense positions are constants then
             aten.canonicalize_cross_attention,  # what absorbing does not pay for
-            aten.decompose_softmax,  # the two before leave softmax over an axis in the middle
+            aten.canonicalize_given_queries,  # what hoisting left without a projection
+            aten.decompose_softmax,  # the three before leave softmax over an axis in the middle
             aten.channel_last_upscaling,
             aten.limit_rank,  # before indices become slices, which would hide the cutting of q, k and v
             *((aten.hoist_positional_encoding,) if self.io == "edgesam-npu" else ()),

@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from benchmarks.interleaved import AGAIN, Candidate, Comparison, Machine, Ratio, Row, compare, write_json
+from benchmarks.interleaved import AGAIN, Candidate, Comparison, Machine, Ratio, Row, compare, compare_calls, write_json
 
 SIDE = 192
 
@@ -97,3 +97,14 @@ def test_two_of_one_name_are_refused(tmp_path: Path) -> None:
     file = Candidate("short", write_chain(tmp_path / "short.onnx", 2))
     with pytest.raises(ValueError, match="names of their own"):
         compare("chain", file, [file], {})
+
+
+def test_calls_are_told_the_round() -> None:
+    told: dict[str, list[int]] = {"base": [], AGAIN: [], "ours": []}
+    compare_calls("anything", {name: seen.append for name, seen in told.items()}, rounds=3, warmup=1, calls=2)
+    assert set(map(tuple, told.values())) == {(0, 0, 0, 1, 1, 2, 2)}
+
+
+def test_without_a_second_copy_nothing_is_to_be_trusted() -> None:
+    with pytest.raises(ValueError, match="A/A"):
+        compare_calls("anything", {"base": print})

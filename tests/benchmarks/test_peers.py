@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from benchmarks import peers
+from benchmarks import peer_runtimes, peers
 from benchmarks.interleaved import AGAIN, Comparison, Machine, Ratio, Row
 from benchmarks.peers import OURS, OURS_INT8, REFERENCE
 from benchmarks.reference_export import example_inputs
@@ -37,6 +39,40 @@ def test_the_report_says_what_is_reached_and_what_was_left_out():
     assert "Left out: onnxslim: not installed" in text
     assert f"| {REFERENCE} | 50 % |" in text
     assert "200 GMAC/s in fp32, 800 in 8 bit" in text
+
+
+@pytest.mark.parametrize(
+    ("peer", "line"),
+    [
+        (0.84, "0.850): 1.012 of its time, at most 1.03 wanted: **reached**"),
+        (
+            0.80,
+            "peer is LiteRT (0.800), of ours edgesam-deploy (0.850): 1.062 of its time, at most 1.03 wanted: **missed",
+        ),
+    ],
+)
+def test_a_faster_peer_is_named(peer, line):
+    found = replace(FOUND, rows=(*FOUND.rows, row("LiteRT", 200 * peer, peer)))
+    assert line in peers.fastest(found)
+    busy = replace(found, rows=(FOUND.rows[0], row(AGAIN, 220.0, 1.1), *found.rows[2:]))
+    assert "**no verdict**" in peers.fastest(busy)
+
+
+def test_a_runtime_is_left_out_with_its_reason(monkeypatch, tmp_path):
+    def missing(*_):
+        raise ImportError("No module named 'openvino'")
+
+    x = np.ones((1, 3), np.float32)
+    monkeypatch.setattr(peer_runtimes, "openvino", missing)
+    for name, factor in (("eager", 1.0), ("litert", 1.0), ("ncnn", 1.1)):
+        monkeypatch.setattr(peer_runtimes, name, lambda *_, f=factor: lambda _: [f * x])
+    found, left_out = peer_runtimes.runtimes(None, "encoder", tmp_path, {}, 1, tmp_path, without=["torch.compile"])
+    assert list(found) == ["LiteRT, plain conversion", "torch eager"]
+    assert left_out == [
+        "OpenVINO: ImportError: No module named 'openvino'",
+        "ncnn: LeftOut: its outputs lie 1.0e-01 apart in relative L2, 1e-03 allowed",
+        "torch.compile: as asked",
+    ]
 
 
 def test_a_peak_is_a_rate(monkeypatch):

@@ -98,3 +98,37 @@ BENCHMARK_MODEL_FAILED = """INFO: STARTING!
 ERROR: Failed to load model model.tflite
 ERROR: Benchmarking failed.
 """
+
+# NVIDIA's trtexec of TensorRT 10, in the layout of its documentation and samples
+TRTEXEC = """&&&& RUNNING TensorRT.trtexec [TensorRT v101301] [b9] # trtexec --onnx=encoder.onnx --stronglyTyped
+[11/20/2026-09:12:01] [I] === Model Options ===
+[11/20/2026-09:12:20] [I] Engine built in 18.7312 sec.
+[11/20/2026-09:12:20] [I] Created execution context with device memory size: 41.5 MiB
+[11/20/2026-09:12:20] [I] Using random values for input image
+[11/20/2026-09:12:23] [I] Average on 10 runs - GPU latency: 4.11 ms - Host latency: 4.52 ms (enqueue 0.41 ms)
+[11/20/2026-09:12:23] [I] === Trace details ===
+[11/20/2026-09:12:23] [I] Timing trace has 726 queries over 3.00711 s
+[11/20/2026-09:12:23] [I] === Performance summary ===
+[11/20/2026-09:12:23] [I] Throughput: 241.428 qps
+[11/20/2026-09:12:23] [I] Latency: min = 4.41943 ms, max = 5.10156 ms, mean = 4.51234 ms, median = 4.50146 ms, \
+percentile(90%) = 4.58984 ms, percentile(95%) = 4.63 ms, percentile(99%) = 4.81 ms
+[11/20/2026-09:12:23] [I] Enqueue Time: min = 0.3811 ms, max = 0.9 ms, mean = 0.41 ms, median = 0.40 ms, \
+percentile(90%) = 0.43 ms, percentile(95%) = 0.45 ms, percentile(99%) = 0.61 ms
+[11/20/2026-09:12:23] [I] H2D Latency: min = 0.36 ms, max = 0.41 ms, mean = 0.37 ms, median = 0.37 ms, \
+percentile(90%) = 0.38 ms, percentile(95%) = 0.38 ms, percentile(99%) = 0.40 ms
+[11/20/2026-09:12:23] [I] GPU Compute Time: min = 4.02637 ms, max = 4.69 ms, mean = 4.11321 ms, median = 4.10254 ms, \
+percentile(90%) = 4.18945 ms, percentile(95%) = 4.22852 ms, percentile(99%) = 4.41211 ms
+[11/20/2026-09:12:23] [I] D2H Latency: min = 0.02 ms, max = 0.05 ms, mean = 0.03 ms, median = 0.03 ms, \
+percentile(90%) = 0.03 ms, percentile(95%) = 0.03 ms, percentile(99%) = 0.04 ms
+[11/20/2026-09:12:23] [I] Total Host Walltime: 3.00711 s
+[11/20/2026-09:12:23] [I] Total GPU Compute Time: 2.98619 s
+&&&& PASSED TensorRT.trtexec [TensorRT v101301] [b9] # trtexec --onnx=encoder.onnx --stronglyTyped
+"""
+TRTEXEC_OLDER = TRTEXEC.replace("percentile(90%) = 4.18945 ms, percentile(95%) = 4.22852 ms, ", "").replace(
+    "Engine built in 18.7312 sec.", "Engine built."
+)
+TRTEXEC_FAILED = """&&&& RUNNING TensorRT.trtexec [TensorRT v101301] [b9] # trtexec --onnx=encoder.onnx
+[11/20/2026-09:12:01] [E] Error[1]: [defaultAllocator.cpp::allocate::31] Error Code 1: Cuda Runtime (out of memory)
+[11/20/2026-09:12:01] [E] Engine could not be created from network
+&&&& FAILED TensorRT.trtexec [TensorRT v101301] [b9] # trtexec --onnx=encoder.onnx
+"""

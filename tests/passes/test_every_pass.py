@@ -183,7 +183,7 @@ NPU_PIPELINE = (
 ALTERNATIVES = (  # take the place of others
     aten.decompose_gelu, aten.decompose_layer_norm_fp32, aten.eliminate_unit_batch, aten.legalize_bicubic_channel_last,
     aten.merge_label_rows, aten.merge_parallel_heads, aten.fold_scale, aten.pixels_to_planes,
-    aten.tokens_to_maps, aten.legalize_matmul_rank,
+    aten.tokens_to_maps, aten.legalize_matmul_rank, aten.canonicalize_given_queries,
 )  # fmt: skip
 ROUGH_PIPELINE = (aten.gelu_to_tanh, aten.legalize_comparison_sums, aten.hoist_positional_encoding)
 

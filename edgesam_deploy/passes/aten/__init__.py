@@ -6,6 +6,7 @@ from edgesam_deploy.passes.aten.absorb_pointwise_conv import absorb_pointwise_co
 from edgesam_deploy.passes.aten.absorb_token_projections import absorb_token_projections
 from edgesam_deploy.passes.aten.boolean_to_float import boolean_to_float
 from edgesam_deploy.passes.aten.canonicalize_cross_attention import canonicalize_cross_attention
+from edgesam_deploy.passes.aten.canonicalize_given_queries import canonicalize_given_queries
 from edgesam_deploy.passes.aten.channel_last_upscaling import channel_last_upscaling
 from edgesam_deploy.passes.aten.decompose_fft import decompose_fft
 from edgesam_deploy.passes.aten.decompose_gelu import decompose_gelu
@@ -48,6 +49,7 @@ __all__ = [
     "absorb_token_projections",
     "boolean_to_float",
     "canonicalize_cross_attention",
+    "canonicalize_given_queries",
     "channel_last_upscaling",
     "decompose_fft",
     "decompose_gelu",

@@ -72,7 +72,7 @@ def cross_attentions(graph: AtenGraph) -> Iterator[Attention]:
     """Every attention whose one side has ``MANY`` times the tokens of the other, in order."""
     for out in graph.calls(aten.linear.default):
         site = _match(graph, out)
-        if site is not None and _lopsided(*(shape(p.source)[1] for p in (site.q, site.k))):
+        if site is not None and lopsided(*(shape(p.source)[1] for p in (site.q, site.k))):
             yield site
 
 
@@ -82,31 +82,48 @@ def _tokens(projection: Projection) -> float:
     return count if isinstance(count, int) else 0
 
 
-def _lopsided(queries: Any, keys: Any) -> bool:
+def lopsided(queries: Any, keys: Any) -> bool:
     known = [n for n in (queries, keys) if isinstance(n, int)]
     return len(known) == 1 or (len(known) == 2 and max(known) >= MANY * min(known))
 
 
 def _match(graph: AtenGraph, out: Node) -> Attention | None:
-    mixed = _swapped(_flattened(out.args[0]), {1, 2})
-    softmax, v = _operands(mixed, aten.matmul.default)
+    found = operands(out)
+    if found is None:
+        return None
+    q, scale = found.q, 1.0
+    if q.target == aten.mul.Tensor and only_reader(q) and isinstance(q.args[1], float):
+        q, scale = q.args[0], q.args[1]  # type: ignore[assignment]
+    queries, keys, values = (_projection(graph, node) for node in (q, swapped(found.k, {2, 3}), found.v))
+    layer = weights(graph, out)
+    if layer is None or queries is None or keys is None or values is None:
+        return None
+    heads = {shape(p.heads)[1] for p in (queries, keys, values)}
+    return Attention(queries, keys, values, heads.pop(), scale, found.bias, out, *layer) if len(heads) == 1 else None
+
+
+@dataclass(frozen=True)
+class Operands:
+    """What an attention multiplies, before anything is known of where it comes from: q @ k (+ bias), softmax, @ v."""
+
+    q: Node
+    k: Node  # transposed already
+    v: Node
+    bias: Node | None  # of four axes
+
+
+def operands(out: Node) -> Operands | None:
+    """Of the attention whose joined heads the linear layer ``out`` reads; None where it reads none."""
+    mixed = swapped(_flattened(out.args[0]), {1, 2})
+    softmax, v = _arguments(mixed, aten.matmul.default)
     scores = _source_of_softmax(softmax)
     bias = None
     if scores is not None and scores.target == aten.add.Tensor and scores.kwargs.get("alpha", 1) == 1:
-        scores, bias = _operands(scores, aten.add.Tensor)
+        scores, bias = _arguments(scores, aten.add.Tensor)
         if bias is None or len(shape(bias)) != 4:
             return None
-    q, k = _operands(scores, aten.matmul.default)
-    scale = 1.0
-    if q is not None and q.target == aten.mul.Tensor and only_reader(q) and isinstance(q.args[1], float):
-        q, scale = q.args[0], q.args[1]  # type: ignore[assignment]
-    k = _swapped(k, {2, 3})
-    queries, keys, values = (_projection(graph, node) for node in (q, k, v))
-    weights = _weights(graph, out)
-    if weights is None or queries is None or keys is None or values is None:
-        return None
-    heads = {shape(p.heads)[1] for p in (queries, keys, values)}
-    return Attention(queries, keys, values, heads.pop(), scale, bias, out, *weights) if len(heads) == 1 else None
+    q, k = _arguments(scores, aten.matmul.default)
+    return None if q is None or k is None or v is None else Operands(q, k, v, bias)
 
 
 def _read(node: Any, operator: Any) -> Node | None:
@@ -117,7 +134,7 @@ def _read(node: Any, operator: Any) -> Node | None:
     return source if isinstance(source, Node) else None
 
 
-def _swapped(node: Any, axes: set[int]) -> Node | None:
+def swapped(node: Any, axes: set[int]) -> Node | None:
     """What ``node``, of four axes, is the transpose of."""
     source = _read(node, aten.transpose.int)
     if source is None or len(shape(source)) != 4 or {int(a) % 4 for a in node.args[1:]} != axes:
@@ -133,7 +150,7 @@ def _flattened(node: Any) -> Node | None:
     return source
 
 
-def _operands(node: Node | None, operator: Any) -> tuple[Node | None, Node | None]:
+def _arguments(node: Node | None, operator: Any) -> tuple[Node | None, Node | None]:
     """Both arguments of ``operator`` where ``node`` is one and nothing else reads it."""
     if node is None or node.target != operator or not only_reader(node):
         return None, None
@@ -154,22 +171,22 @@ def _projection(graph: AtenGraph, heads: Node | None) -> Projection | None:
     layer = _source_of_split(heads)
     if layer is None or layer.target != aten.linear.default or not only_reader(layer):
         return None
-    weights, source = _weights(graph, layer), layer.args[0]
-    if weights is None or len(shape(source)) != 3:
+    found, source = weights(graph, layer), layer.args[0]
+    if found is None or len(shape(source)) != 3:
         return None
     assert isinstance(source, Node)
     assert heads is not None
-    return Projection(source, *weights, heads, graph.target(layer.args[1]).removesuffix(".weight"))
+    return Projection(source, *found, heads, graph.target(layer.args[1]).removesuffix(".weight"))
 
 
 def _source_of_split(heads: Node | None) -> Node | None:
-    split = _swapped(heads, {1, 2})
+    split = swapped(heads, {1, 2})
     if split is None or argument(split, 1, "dim") not in (-1, 2):
         return None
     return _read(split, aten.unflatten.int)
 
 
-def _weights(graph: AtenGraph, layer: Node) -> tuple[Tensor, Tensor | None] | None:
+def weights(graph: AtenGraph, layer: Node) -> tuple[Tensor, Tensor | None] | None:
     """Weight and bias of a linear layer, None where either is computed."""
     node = argument(layer, 2, "bias")
     weight, bias = graph.constant(layer.args[1]), graph.constant(node)
