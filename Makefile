@@ -3,14 +3,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.installed
 TOOLKITS := .venv/.toolkits
-MODEL ?= edge_sam
+MODEL ?= edge_sam_demo
 TARGET ?= onnx
 JOBS ?= $(shell nproc)
 # a file of tests stays with one worker, which shares what it built; each worker has a core to itself
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 # what gradio wants does not fit beside the rest
 DEMO := .venv-demo/.installed
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
-PHOTOGRAPH := edgesam_deploy/photographs/coffee.jpg
+PICTURE ?= examples/scene.jpg
+PROMPT ?= --box 330,96,540,296
 
 .PHONY: build test test-all lint format bench demo test-demo mutate demo-weights package-check docs clean
 
@@ -28,10 +29,10 @@ $(DEMO): pyproject.toml constraints-demo.txt
 	.venv-demo/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-demo.txt --editable '.[demo]'
 	touch $(DEMO)
 
-build: $(READY) ## build the default model, prove it, and try it on a photograph
+build: $(READY) ## build the default model, prove it, and try it on a picture
 	$(BIN)/edgesam-deploy build $(MODEL) --target $(TARGET) --out out/$(MODEL)/$(TARGET) --overwrite
 	$(BIN)/edgesam-deploy verify out/$(MODEL)/$(TARGET)
-	$(BIN)/edgesam-deploy run out/$(MODEL)/$(TARGET) $(PHOTOGRAPH) --point 300,190 --out out/$(MODEL)/coffee
+	$(BIN)/edgesam-deploy run out/$(MODEL)/$(TARGET) $(PICTURE) $(PROMPT) --out out/$(MODEL)/scene
 
 test: $(TOOLKITS) ## the tests that decide: under 20 minutes on 2 cores, no network
 	$(PYTEST)
@@ -64,6 +65,7 @@ mutate: $(TOOLKITS) ## break the passes' source place by place: do the tests not
 
 demo-weights: $(TOOLKITS) ## train the demonstration model on synthetic scenes, from nothing; the same command resumes
 	$(BIN)/edgesam-deploy train demo --out out/demo
+	$(BIN)/python -m benchmarks.demo_weights --run out/demo
 
 docs: $(TOOLKITS) ## the documentation site, strictly, into out/site
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'

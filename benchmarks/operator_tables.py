@@ -22,7 +22,7 @@ HEAD = """# What runs where
 Written by `python -m benchmarks.operator_tables` from the rule tables in `edgesam_deploy/targets/rules/`.
 
     edgesam-deploy ops decoder.onnx --target qnn,rknn,coreml-ane        one row per operator, target and verdict
-    edgesam-deploy ops out/edge_sam/onnx --target all --html ops.html   the same as one page
+    edgesam-deploy ops out/edge_sam_demo/onnx --target all --html ops.html   the same as one page
     edgesam-deploy ops edge_sam --target generic                        a model not built: captured, random weights
     edgesam-deploy ops decoder.onnx -t qnn --fail-on unsupported        exit code 5 where something does not run
     edgesam-deploy ops decoder.onnx -t qnn --save-subgraph cut          each node that does not run, as a valid .onnx

@@ -83,6 +83,8 @@ def check_contents(wheel: Path) -> None:
         "py.typed",
         "WEIGHTS.md",
         "demo/drag.js",
+        "model/shipped/edge_sam_demo.safetensors",
+        "model/shipped/edge_sam_demo.md",
     ):
         if not any(name.endswith(ending) for name in names):
             raise SystemExit(f"{wheel.name} lacks {ending}")

@@ -45,8 +45,7 @@ def place(tmp_path, monkeypatch, bundles):
     monkeypatch.setattr("edgesam_deploy.builder.shipped_pictures", lambda: {"scene": picture(150, 225, 10)})
     for name in PROMPTABLE:
         monkeypatch.setitem(configs.MODELS, name, override(configs.MODELS[name], FAMILY[name]))
-    shutil.copytree(bundles().path, "out/edge_sam/onnx")
-    for name in ("out/old", "out/new"):
+    for name in ("out/edge_sam_demo/onnx", "out/old", "out/new"):
         shutil.copytree(bundles().path, name)
     for name in ("photo.jpg", "satellite.png", "photos/photo.jpg", "photos/other.jpg", "my/pictures/one.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
