@@ -346,8 +346,9 @@ def test_settings_of_everything(bundles, options, words):
 def test_missing_out_and_swapped_arguments(bundles):
     refused(USAGE, ["--out"], "run", bundles().path, COFFEE, "--point", "5,5")
     refused(
-        ERROR, ["is not a bundle", "no manifest.json"], "run", COFFEE, bundles().path, "-o", "out", "--point", "5,5"
-    )
+        ERROR, ["is not a bundle", "a file; give the folder"], "run", COFFEE, bundles().path, "-o", "out",
+        "--point", "5,5",
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("command", ["run", "everything", "bench", "check"])
