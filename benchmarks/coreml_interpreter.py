@@ -25,10 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import edgesam_deploy as ed
-from benchmarks.interleaved import Machine, write_json
+from benchmarks.interleaved import Machine, ended, write_json
 from edgesam_deploy.capture import capture
 from edgesam_deploy.contract import IMAGE_ENCODER
-from edgesam_deploy.errors import EdgeSamDeployError
 from edgesam_deploy.passes.engine import Engine
 from edgesam_deploy.passes.program import Program
 from edgesam_deploy.targets import make_target
@@ -156,12 +155,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    try:
-        run(parse(argv))
-    except EdgeSamDeployError as e:
-        print(f"refused: {e}", file=sys.stderr)
-        return e.exit_code
-    return 0
+    return ended(lambda: run(parse(argv)))
 
 
 if __name__ == "__main__":

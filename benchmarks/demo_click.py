@@ -20,9 +20,9 @@ from statistics import median
 
 import edgesam_deploy as ed
 from benchmarks.chromium import Chromium, find_chromium
-from benchmarks.interleaved import Machine
+from benchmarks.interleaved import Machine, ended
 from edgesam_deploy.demo.session import SAMPLES, Limits, shown_artifacts
-from edgesam_deploy.errors import EdgeSamDeployError, MissingToolkit
+from edgesam_deploy.errors import MissingToolkit
 
 FACTOR, SLACK = 1.5, 100.0  # of the decoder's milliseconds, and milliseconds
 PLACES = ((0.3, 0.4), (0.6, 0.5), (0.45, 0.7))  # of the picture's width and height; then the prompt is cleared
@@ -122,12 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--clicks", type=int, default=30, help="how many (default 30)")
     parser.add_argument("--threads", type=int, default=0, help="threads of the runtime; 0: its own choice")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder for the results")
-    try:
-        run(parser.parse_args(argv))
-    except EdgeSamDeployError as e:
-        print(f"refused: {e}", file=sys.stderr)
-        return e.exit_code
-    return 0
+    return ended(lambda: run(parser.parse_args(argv)))
 
 
 if __name__ == "__main__":

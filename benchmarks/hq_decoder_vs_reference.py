@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 import edgesam_deploy as ed
-from benchmarks.interleaved import Candidate, Comparison, Machine, arguments, compare, write_json
+from benchmarks.interleaved import Candidate, Comparison, Machine, arguments, compare, ended, write_json
 from benchmarks.reference_export import NotTheReference, count_operators, example_inputs, export_reference
 from edgesam_deploy.cost import COUNTED, model_macs, onnx_macs
 from edgesam_deploy.errors import BundleError, EdgeSamDeployError
@@ -204,12 +204,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    try:
-        run(arguments(__doc__, argv))
-    except EdgeSamDeployError as e:
-        print(f"refused: {e}", file=sys.stderr)
-        return 1
-    return 0
+    return ended(lambda: run(arguments(__doc__, argv)), refused=1)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import json
 import os
 import platform
 import random
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -30,6 +31,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from edgesam_deploy.devices.runner import cpu_model
+from edgesam_deploy.errors import EdgeSamDeployError
 
 AGAIN = "baseline again (A/A)"
 AGAIN_TOLERANCE = 0.05
@@ -289,6 +291,16 @@ class Machine:
     def __str__(self) -> str:
         versions = ", ".join(f"{name} {number}" for name, number in self.versions.items())
         return f"{self.cpu}, {self.cores} core(s), {self.system}, {self.date}; {versions}"
+
+
+def ended(run: Callable[[], None], refused: int | None = None) -> int:
+    """Exit code of a benchmark: 0 where it ran; where it was refused, which is said, ``refused`` or the error's own."""
+    try:
+        run()
+    except EdgeSamDeployError as e:
+        print(f"refused: {e}", file=sys.stderr)
+        return e.exit_code if refused is None else refused
+    return 0
 
 
 def write_json(path: Path, machine: Machine, comparisons: Sequence[Comparison], **more: Any) -> None:

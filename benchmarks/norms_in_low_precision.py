@@ -32,13 +32,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.fx import Node
 
-from benchmarks.interleaved import Machine
+from benchmarks.interleaved import Machine, ended
 from benchmarks.precision_table import ungated
 from edgesam_deploy import Sam, build, load
 from edgesam_deploy.capture import capture
 from edgesam_deploy.contract import IMAGE_ENCODER, MASK_DECODER, Interface
 from edgesam_deploy.distill.synthetic import scene
-from edgesam_deploy.errors import EdgeSamDeployError, UsageError
+from edgesam_deploy.errors import UsageError
 from edgesam_deploy.parity import BOUNDS, compared, shipped_pictures
 from edgesam_deploy.parity.cases import Pictures
 from edgesam_deploy.parity.figures import summarise
@@ -250,12 +250,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--latency", default=",".join(LATENCIES), help="TFLite precisions to time; empty: none")
     parser.add_argument("--calls", type=int, default=5, help="calls of which the least counts")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder for the results")
-    try:
-        run(parser.parse_args(argv))
-    except EdgeSamDeployError as e:
-        print(f"refused: {e}", file=sys.stderr)
-        return e.exit_code
-    return 0
+    return ended(lambda: run(parser.parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -14,12 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import edgesam_deploy as ed
-from benchmarks.interleaved import Candidate, Comparison, Machine, compare, write_json
+from benchmarks.interleaved import Candidate, Comparison, Machine, compare, ended, write_json
 from benchmarks.latency_vs_reference import OURS, REFERENCE, SAME_MASKS, NotComparable, outputs_apart
 from benchmarks.reference_export import example_inputs, export_reference
 from edgesam_deploy.capture import capture
 from edgesam_deploy.contract import MASK_DECODER
-from edgesam_deploy.errors import EdgeSamDeployError
 from edgesam_deploy.passes.engine import Engine
 from edgesam_deploy.targets import make_target
 
@@ -116,12 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     weights = parser.add_mutually_exclusive_group()
     weights.add_argument("--checkpoint", help="weights of both sides (default: seeded)")
     weights.add_argument("--seed", type=int, help="seed of both sides' weights (default 0)")
-    try:
-        run(parser.parse_args(argv))
-    except EdgeSamDeployError as e:
-        print(f"refused: {e}", file=sys.stderr)
-        return 1
-    return 0
+    return ended(lambda: run(parser.parse_args(argv)), refused=1)
 
 
 if __name__ == "__main__":

@@ -25,10 +25,10 @@ from typing import Any, get_args, get_type_hints
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.interleaved import Machine
+from benchmarks.interleaved import Machine, ended
 from edgesam_deploy import build, check, load
 from edgesam_deploy.bundle import Bundle
-from edgesam_deploy.errors import EdgeSamDeployError, UsageError
+from edgesam_deploy.errors import UsageError
 from edgesam_deploy.model.configs import MODELS, SamConfig
 from edgesam_deploy.model.cwsam.model import Cwsam
 from edgesam_deploy.model.sam import Sam
@@ -235,12 +235,7 @@ def _value(text: str) -> Any:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    try:
-        run(parse(argv))
-    except EdgeSamDeployError as e:
-        print(f"refused: {e}", file=sys.stderr)
-        return e.exit_code
-    return 0
+    return ended(lambda: run(parse(argv)))
 
 
 if __name__ == "__main__":

@@ -26,11 +26,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 import edgesam_deploy as ed
-from benchmarks.interleaved import AGAIN, Candidate, Comparison, Machine, compare_calls, write_json
+from benchmarks.interleaved import AGAIN, Candidate, Comparison, Machine, compare_calls, ended, write_json
 from benchmarks.latency_vs_reference import OURS, REFERENCE, SAME_MASKS, NotComparable
 from benchmarks.reference_export import export_reference
 from edgesam_deploy.cost import onnx_macs
-from edgesam_deploy.errors import EdgeSamDeployError
 from edgesam_deploy.model.masks import point_grids
 from edgesam_deploy.parity import shipped_pictures
 
@@ -217,12 +216,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--bundle", type=Path, help="a bundle built with these options, instead of building")
     parser.add_argument("--checkpoint", help="weights of both sides (default: seeded)")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder for the results")
-    try:
-        run(parser.parse_args(argv))
-    except EdgeSamDeployError as e:
-        print(f"refused: {e}", file=sys.stderr)
-        return 1
-    return 0
+    return ended(lambda: run(parser.parse_args(argv)), refused=1)
 
 
 if __name__ == "__main__":

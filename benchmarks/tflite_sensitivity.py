@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.interleaved import Machine
+from benchmarks.interleaved import Machine, ended
 from edgesam_deploy.contract import Interface
-from edgesam_deploy.errors import EdgeSamDeployError, UsageError
+from edgesam_deploy.errors import UsageError
 from edgesam_deploy.parity import shipped_pictures
 from edgesam_deploy.passes.execute import relative_l2
 from edgesam_deploy.precision.calibration import encoder_inputs
@@ -137,12 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("encoder", type=Path, help="an encoder.tflite in fp32")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder for the results")
-    try:
-        run(parser.parse_args(argv))
-    except EdgeSamDeployError as e:
-        print(f"refused: {e}", file=sys.stderr)
-        return e.exit_code
-    return 0
+    return ended(lambda: run(parser.parse_args(argv)))
 
 
 if __name__ == "__main__":

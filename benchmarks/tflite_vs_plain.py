@@ -29,9 +29,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import edgesam_deploy as ed
-from benchmarks.interleaved import Candidate, Comparison, Machine, arguments, compare, write_json
+from benchmarks.interleaved import Candidate, Comparison, Machine, arguments, compare, ended, write_json
 from benchmarks.reference_export import OUTPUTS, PARTS, Part, example_inputs, export_reference, reference_module
-from edgesam_deploy.errors import EdgeSamDeployError
 from edgesam_deploy.model.layers import ConvNorm
 from edgesam_deploy.model.repvit import RepVggDw
 from edgesam_deploy.targets.quiet import quiet
@@ -243,12 +242,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    try:
-        run(arguments(__doc__, argv))
-    except EdgeSamDeployError as e:
-        print(f"refused: {e}", file=sys.stderr)
-        return 1
-    return 0
+    return ended(lambda: run(arguments(__doc__, argv)), refused=1)
 
 
 if __name__ == "__main__":
