@@ -2,8 +2,8 @@
 
     [--bundle DIR] [--rounds 5] [--out benchmarks/results]
 
-Takes encoder.mlpackage and decoder.mlpackage of a bundle, or converts both parts of ``edge_sam`` (seeded weights, fp16,
-iOS 17) after the passes that all targets share. Wall and CPU seconds of one call, medians of the rounds after a first
+Takes encoder.mlpackage and decoder.mlpackage of a bundle, or emits both parts of ``edge_sam`` (seeded weights) by the
+target's defaults. Wall and CPU seconds of one call, medians of the rounds after a first
 one that does not count, for both modes; seconds of the operators that take longest. How many threads: OMP_NUM_THREADS.
 Writes ``coreml_interpreter.{md,json}``.
 """
@@ -29,7 +29,6 @@ from benchmarks.interleaved import Machine, ended, write_json
 from edgesam_deploy.capture import capture
 from edgesam_deploy.contract import IMAGE_ENCODER
 from edgesam_deploy.passes.engine import Engine
-from edgesam_deploy.passes.program import Program
 from edgesam_deploy.targets import make_target
 from edgesam_deploy.targets.coreml.interpreter import MODES, Mode, Model, open_mlpackage
 from edgesam_deploy.targets.coreml.interpreter.numerics import thread_count
@@ -52,28 +51,15 @@ class Result:
     slowest: dict[str, float]
 
 
-def convert_edge_sam(folder: Path) -> Path:
-    """Both parts of ``edge_sam`` with seeded weights as packages in ``folder``."""
-    model = ed.load("edge_sam", seed=0)
-    target = make_target("onnx")
-    passes = [p for p in target.pipeline(model.config) if p.dialect == "aten" and p.name != "lower_to_onnx"]
-    for program in capture(model, target.interface(model.config)):
+def emit_edge_sam(folder: Path) -> Path:
+    """Both parts of ``edge_sam`` with seeded weights as the target writes them by default, in ``folder``."""
+    model, target = ed.load("edge_sam", seed=0), make_target("coreml")
+    interface = target.interface(model.config)
+    for program in capture(model, interface):
         name = "encoder" if program.name == IMAGE_ENCODER else "decoder"
-        convert(Engine(proof="off").run(program, passes), folder / f"{name}.mlpackage")
+        done = Engine(proof="off").run(program, target.pipeline(model.config))
+        target.emit(done, interface, folder / f"{name}.mlpackage", {"model": model.name})
     return folder
-
-
-def convert(program: Program, path: Path) -> None:
-    import coremltools as ct
-
-    ct.convert(
-        program.aten.run_decompositions({}),
-        convert_to="mlprogram",
-        minimum_deployment_target=ct.target.iOS17,
-        inputs=[ct.TensorType(name=s.name, shape=s.bound({}), dtype=np.float32) for s in program.inputs],
-        outputs=[ct.TensorType(name=s.name, dtype=np.float32) for s in program.outputs],
-        skip_model_load=True,
-    ).save(str(path))
 
 
 def inputs_of(model: Model) -> dict[str, NDArray[np.float32]]:
@@ -137,7 +123,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as name:
-        folder = args.bundle or convert_edge_sam(Path(name))
+        folder = args.bundle or emit_edge_sam(Path(name))
         results = [measure(p, folder / f"{p}.mlpackage", mode, args.rounds) for p in PARTS for mode in MODES]
     machine = Machine.here(("numpy", "scipy", "coremltools"))
     text = report(machine, results)

@@ -49,7 +49,9 @@ def main(argv: list[str] | None = None) -> int:
     stages = read_stages("demo_int8", options.changes, out=options.work)
     train_stages(stages, options.work / "run", ALONE, say=print)
     scenes = Path(stages[0].data.root)
-    unseen(stages[0], options.pictures)
+    style = stages[0].data.synthetic
+    assert style is not None
+    unseen(scenes, style, options.pictures)
     calibration = calibration_folder(scenes, options.work / "calibration")
     models = {
         "int8, calibrated": ed.load("edge_sam_demo"),

@@ -32,13 +32,14 @@ def synthesize(
     most: Annotated[int, typer.Option(help="Objects drawn, at most; they may cover each other.")] = 9,
     smallest: Annotated[float, typer.Option(help="Radius of an object, at least, of the short side.")] = 0.07,
     rings: Annotated[float, typer.Option(help="Share of objects with a hole.")] = 0.15,
+    covered: Annotated[float, typer.Option(help="No mask of an object of which more than this share is hidden.")] = 1.0,
     json: Json = False,
 ) -> None:
     """Make scenes of shapes with exact masks, in SA-1B's layout: train and val of one seed share no scene."""
     from edgesam_deploy.distill.synthetic import Style
     from edgesam_deploy.distill.synthetic import synthesize as write_scenes
 
-    style = Style(most, smallest, rings)
+    style = Style(most, smallest, rings, covered)
     with progress_bar(count, lines=10) as progress:
         for stem in write_scenes(folder, count=count, seed=seed, size=size, split=split, style=style):
             progress(stem)

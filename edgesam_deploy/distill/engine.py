@@ -95,7 +95,8 @@ class Trainer:
             checkpoint_activations(self.student.image_encoder)
         if ranks.world > 1 and recipe.train.sync_batch_norm:
             objective.student = self.student = across_ranks(self.student, ranks.device)  # type: ignore[assignment]
-        objective.to(ranks.device)
+        # convolutions of this family train 10 to 20 % faster so, on CPUs as on GPUs with 16-bit tensor cores
+        objective.to(device=ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.objective: nn.Module = objective
         if ranks.world > 1:
             self.objective = DistributedDataParallel(objective, find_unused_parameters=True)

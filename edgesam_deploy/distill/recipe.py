@@ -62,7 +62,7 @@ class Teacher(Section):
 
 
 class Synthetic(Section):
-    """Scenes that are made where ``root`` holds none yet. most, smallest, rings: ``synthetic.Style``."""
+    """Scenes that are made where ``root`` holds none yet. most, smallest, rings, covered: ``synthetic.Style``."""
 
     count: int = Field(default=1000, ge=1)
     seed: int = Field(default=0, ge=0)
@@ -70,10 +70,11 @@ class Synthetic(Section):
     most: int = Field(default=9, ge=1, le=64)
     smallest: float = Field(default=0.07, ge=0.01, le=0.33)
     rings: float = Field(default=0.15, ge=0, le=1)
+    covered: float = Field(default=1, ge=0, le=1)
 
     @property
     def style(self) -> Style:
-        return Style(self.most, self.smallest, self.rings)
+        return Style(self.most, self.smallest, self.rings, self.covered)
 
 
 class Data(Section):

@@ -41,7 +41,8 @@ class Scene:
 @dataclass(frozen=True)
 class Style:
     """How hard scenes are. most: objects drawn, from 3 on (1 to 64). smallest: radius of an object before it is
-    stretched, as a share of the short side (0.01 to 0.33). rings: share of objects with a hole (0 to 1).
+    stretched, as a share of the short side (0.01 to 0.33). rings: share of objects with a hole (0 to 1). covered: an
+    object of which others hide a larger share is in the picture, but no mask is asked of it (0 to 1).
 
     Raises UsageError for values outside.
     """
@@ -49,10 +50,12 @@ class Style:
     most: int = 9
     smallest: float = 0.07
     rings: float = 0.15
+    covered: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (1 <= self.most <= 64 and 0.01 <= self.smallest <= LARGEST and 0 <= self.rings <= 1):
-            raise UsageError(f"{self}: most lies in 1..64, smallest in 0.01..{LARGEST}, rings in 0..1")
+        shares = 0 <= self.rings <= 1 and 0 <= self.covered <= 1
+        if not (1 <= self.most <= 64 and 0.01 <= self.smallest <= LARGEST and shares):
+            raise UsageError(f"{self}: most lies in 1..64, smallest in 0.01..{LARGEST}, rings and covered in 0..1")
 
 
 def scene(seed: int, split: str, index: int, size: int, style: Style | None = None) -> Scene:
@@ -68,7 +71,7 @@ def _draw(rng: np.random.Generator, size: int, style: Style) -> Scene:
     sides = [size, max(1, int(size * rng.uniform(0.6, 1.0)))]
     height, width = sides if rng.random() < 0.5 else sides[::-1]
     canvas = _texture(rng, height, width, size)
-    owner = np.full((height, width), -1)
+    owner, whole = np.full((height, width), -1), []
     count = int(rng.integers(min(FEWEST, style.most), style.most + 1))
     for number in range(count):
         scale = min(height, width) * rng.uniform(style.smallest, LARGEST)
@@ -79,10 +82,12 @@ def _draw(rng: np.random.Generator, size: int, style: Style) -> Scene:
         under = _shadowed(rng, canvas[window], outside, _reach(size))
         canvas[window] = under * (1 - coverage) + _texture(rng, outside.shape[0], outside.shape[1], size) * coverage
         owner[window][outside < 0] = number
+        whole.append(np.count_nonzero(outside < 0))
     image = _photographed(rng, canvas)
     masks = owner[None] == np.arange(count)[:, None, None]
-    visible = masks.mean((1, 2)) >= MIN_VISIBLE
-    return Scene(image, masks[visible])
+    seen = masks.sum((1, 2))
+    asked = (seen >= MIN_VISIBLE * owner.size) & (seen >= (1 - style.covered) * np.array(whole))
+    return Scene(image, masks[asked])
 
 
 def _reach(size: int) -> int:
@@ -221,30 +226,51 @@ def annotation(drawn: Scene, stem: str, image_id: int, rng: np.random.Generator)
 
 
 def synthesize(
-    folder: Path, *, count: int, seed: int = 0, size: int = 256, split: str = "train", style: Style | None = None
+    folder: Path,
+    *,
+    count: int,
+    seed: int = 0,
+    size: int = 256,
+    split: str = "train",
+    style: Style | None = None,
+    go_on: bool = False,
 ) -> Iterator[str]:
     """Write scenes 0..count-1 of ``split``; yields each stem once its two files are there.
 
     ``folder``/{images,annotations}/{split}/scene_{index}.{jpg,json}. The same arguments give the same files (JPEG's
-    bytes are those of the installed libjpeg). Raises UsageError for values that make no scene, OutputError where the
-    split exists already or the disk refuses.
+    bytes are those of the installed libjpeg). ``go_on`` completes a split whose making was interrupted. Raises
+    UsageError for values that make no scene, OutputError where the split exists already, or to go on with holds other
+    scenes, or where the disk refuses.
     """
     if count < 1 or not 32 <= size <= 4096:
         raise UsageError(f"count {count}, size {size}: at least 1 scene, of 32 to 4096 pixels")
     images, annotations = (folder / kind / split for kind in ("images", "annotations"))
-    for place in (images, annotations):
-        if place.exists() and any(place.iterdir()):
-            raise OutputError(f"{place} holds files already; choose another folder or --split")
+
+    def content(index: int) -> tuple[Scene, str]:
+        drawn = scene(seed, split, index, size, style)
+        rng = np.random.default_rng([seed, zlib.crc32(split.encode()), index, 1])
+        return drawn, json.dumps(annotation(drawn, f"scene_{index:06d}", index, rng), sort_keys=True)
+
+    found = [path for place in (images, annotations) if place.exists() for path in place.iterdir()]
+    if found and not go_on:
+        raise OutputError(f"{found[0].parent} holds files already; choose another folder or --split")
+    written = sorted(path for path in found if path.suffix == ".json")
+    strange = [path for path in found if not path.name.startswith(("scene_", ".scene_"))]
+    if strange or (written and written[0].read_text() != content(0)[1]):
+        raise OutputError(f"{images} holds other pictures than these scenes; choose another folder, or remove it")
     try:
         for place in (images, annotations):
             place.mkdir(parents=True, exist_ok=True)
         for index in range(count):
             stem = f"scene_{index:06d}"
-            drawn = scene(seed, split, index, size, style)
-            rng = np.random.default_rng([seed, zlib.crc32(split.encode()), index, 1])
-            text = json.dumps(annotation(drawn, stem, index, rng), sort_keys=True)
+            if index < len(written):
+                yield stem
+                continue
+            drawn, text = content(index)
             Image.fromarray(drawn.image).save(images / f"{stem}.jpg", quality=JPEG_QUALITY)
-            (annotations / f"{stem}.json").write_text(text)
+            partial = annotations / f".{stem}"  # an annotation that is there is whole, and so is its picture
+            partial.write_text(text)
+            partial.replace(annotations / f"{stem}.json")
             yield stem
     except OSError as e:
         raise OutputError(f"cannot write scenes to {folder}: {e.strerror or e}") from e

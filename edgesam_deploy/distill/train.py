@@ -22,7 +22,7 @@ from edgesam_deploy.distill.recipe import Recipe, merged
 from edgesam_deploy.distill.reference_run import adopt, read_run
 from edgesam_deploy.distill.state import MODEL, checkpoints
 from edgesam_deploy.distill.synthetic import synthesize
-from edgesam_deploy.errors import CheckpointError, DataError, UsageError
+from edgesam_deploy.errors import CheckpointError, UsageError
 from edgesam_deploy.model.checkpoint import read_checkpoint
 from edgesam_deploy.model.configs import SamConfig
 from edgesam_deploy.model.cwsam.model import Cwsam
@@ -84,18 +84,16 @@ def make_trainer(recipe: Recipe, out: Path, ranks: Ranks, say: Callable[[str], N
 def prepare_data(recipe: Recipe, ranks: Ranks, say: Callable[[str], None]) -> None:
     """Make the synthetic scenes that a recipe asks for where there are none. The first rank does."""
     data, wanted = recipe.data, recipe.data.synthetic
-    images = Path(data.root) / "images" / data.split
+    annotations = Path(data.root) / "annotations" / data.split
     if wanted is not None and ranks.first:
-        have = len(list(images.glob("*.jpg"))) if images.is_dir() else 0
-        if not have:
-            say(f"making {wanted.count} synthetic scenes in {images}")
+        have = len(list(annotations.glob("*.json"))) if annotations.is_dir() else 0
+        if have < wanted.count:
+            say(f"making {wanted.count} synthetic scenes in {data.root}" + (f", {have} are there" if have else ""))
             for _ in synthesize(
                 Path(data.root), count=wanted.count, seed=wanted.seed, size=wanted.size, split=data.split,
-                style=wanted.style,
+                style=wanted.style, go_on=True,
             ):  # fmt: skip
                 pass
-        elif have < wanted.count:
-            raise DataError(f"{images}: {have} scenes of {wanted.count}, the making of them was interrupted; remove it")
     ranks.wait()
 
 

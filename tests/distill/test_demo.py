@@ -18,7 +18,7 @@ from edgesam_deploy.model.registry import load
 from edgesam_deploy.model.sam import Sam
 
 SCENES = 6
-PLAIN = Style(most=5, smallest=0.1, rings=0)  # as its last stages saw
+PLAIN = Style(most=5, smallest=0.1, rings=0, covered=0.5)  # as its last stages saw
 
 
 @pytest.fixture(scope="module")

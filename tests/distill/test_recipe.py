@@ -37,16 +37,16 @@ def test_every_built_in_recipe_is_one(name):
 
 def test_stages(tmp_path):
     stages = read_stages("demo", ["train.seed=3"], out=tmp_path)
-    teacher = ["demo_teacher_small", "demo_teacher_medium", "demo_teacher_long", "demo_teacher"]
+    teacher = ["demo_teacher_small", "demo_teacher_medium", "demo_teacher"]
     assert [stage.name for stage in stages] == [*teacher, "demo_encoder", "demo_student", "demo_finetune"]
     assert all(stage.train.seed == 3 for stage in stages)
     assert {stage.data.root for stage in stages} == {f"{tmp_path}/scenes", f"{tmp_path}/plain"}
-    assert stages[4].teacher.checkpoint == f"{tmp_path}/demo_teacher/model.safetensors"
-    assert stages[5].teacher.config == stages[4].teacher.config  # what is extended
+    assert stages[3].teacher.checkpoint == f"{tmp_path}/demo_teacher/model.safetensors"
+    assert stages[4].teacher.config == stages[3].teacher.config  # what is extended
     pair = read_stages("demo_dyt", ["train.seed=3"], out=tmp_path)
     assert [stage.name for stage in pair] == ["demo_encoder_dyt", "demo_student_dyt"]
     same = ("teacher", "data", "objective", "optimizer", "rates", "train")
-    for ours, theirs in zip(stages[4:6], pair, strict=True):
+    for ours, theirs in zip(stages[3:5], pair, strict=True):
         assert [getattr(ours, name) for name in same] == [getattr(theirs, name) for name in same]
 
 

@@ -89,6 +89,34 @@ def test_it_writes_beside_nothing_that_is_there(tmp_path):
     list(synthesize(tmp_path, count=1, size=64, split="val"))
 
 
+def test_interrupted_making_goes_on(tmp_path):
+    """A kill leaves some scenes, and a picture without its annotation: the end is that of one go."""
+    list(synthesize(tmp_path / "whole", count=4, size=64))
+    list(synthesize(tmp_path / "cut", count=3, size=64))
+    (tmp_path / "cut/annotations/train/scene_000002.json").rename(tmp_path / "cut/annotations/train/.scene_000002")
+    (tmp_path / "cut/images/train/scene_000002.jpg").write_bytes(b"cut short")
+    kept = (tmp_path / "cut/images/train/scene_000000.jpg").stat().st_mtime_ns
+    assert len(list(synthesize(tmp_path / "cut", count=4, size=64, go_on=True))) == 4
+    assert (tmp_path / "cut/images/train/scene_000000.jpg").stat().st_mtime_ns == kept
+    files = [
+        [p.relative_to(place) for p in sorted(place.rglob("*")) if p.is_file()] for place in sorted(tmp_path.iterdir())
+    ]
+    assert files[0] == files[1]
+    assert all((tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes() for name in files[0])
+
+
+def test_going_on_leaves_other_files_alone(tmp_path):
+    list(synthesize(tmp_path / "other", count=3, size=64, seed=5))
+    with pytest.raises(OutputError, match="holds other pictures"):
+        list(synthesize(tmp_path / "other", count=4, size=64, go_on=True))
+    own = tmp_path / "mine/images/train/holiday.jpg"
+    own.parent.mkdir(parents=True)
+    own.write_bytes(b"a picture")
+    with pytest.raises(OutputError, match="holds other pictures"):
+        list(synthesize(tmp_path / "mine", count=4, size=64, go_on=True))
+    assert own.read_bytes() == b"a picture"
+
+
 @pytest.mark.parametrize(("count", "size"), [(0, 64), (1, 8), (1, 10000)])
 def test_values_that_make_no_scene(tmp_path, count, size):
     with pytest.raises(UsageError, match="at least 1 scene"):
@@ -106,11 +134,24 @@ def test_a_style_is_kept():
     assert sum(holes(scene(3, "train", index, 128, ring).masks[0]) for index in range(6)) >= 3  # the frame opens some
 
 
+def test_no_mask_is_asked_of_what_is_mostly_hidden():
+    """The same pictures with and without: half of an object in sight is enough, less is not."""
+    crowded, asked = Style(most=9, smallest=0.2), Style(most=9, smallest=0.2, covered=0.5)
+    kept, dropped = 0, 0
+    for index in range(6):
+        every, few = scene(3, "train", index, 128, crowded), scene(3, "train", index, 128, asked)
+        np.testing.assert_array_equal(every.image, few.image)
+        asked_for, visible = ({mask.tobytes() for mask in drawn.masks} for drawn in (few, every))
+        assert asked_for <= visible
+        kept, dropped = kept + len(asked_for), dropped + len(visible - asked_for)
+    assert kept > dropped > 3
+
+
 def holes(mask):
     return (binary_fill_holes(mask) & ~mask).any()
 
 
-@pytest.mark.parametrize("values", [(0, 0.1, 0), (65, 0.1, 0), (3, 0.5, 0), (3, 0.1, 1.5)])
+@pytest.mark.parametrize("values", [(0, 0.1, 0), (65, 0.1, 0), (3, 0.5, 0), (3, 0.1, 1.5), (3, 0.1, 0, -1)])
 def test_styles_that_cannot_be(values):
     with pytest.raises(UsageError, match="most lies in"):
         Style(*values)
