@@ -55,8 +55,9 @@ from edgesam_deploy.precision.watch import Watch
 from edgesam_deploy.targets import make_target
 from edgesam_deploy.targets.base import Bits
 
-MODELS = {"edge_sam": "layer norm", "edge_sam_dyt": "dynamic tanh"}
-STUDENTS = {"edge_sam": "demo_student", "edge_sam_dyt": "demo_student_dyt"}  # of a run, by model
+MODELS = ("edge_sam", "edge_sam_dyt")
+NORMS = {"edge_sam": "layer norm", "edge_sam_demo": "layer norm", "edge_sam_dyt": "dynamic tanh"}
+STUDENTS = {"edge_sam": ("edge_sam_demo", "demo_student"), "edge_sam_dyt": ("edge_sam_dyt", "demo_student_dyt")}
 SCENES = 1234  # the seed of scenes that no training draws
 ARITHMETIC = ("fp16", "fp16, norms spelled out", "int8")
 LATENCIES = ("fp32", "fp16", "int8")
@@ -111,7 +112,7 @@ def errors(model: Sam, chosen: Pictures) -> Iterator[Row]:
         found = summarise(rows)
         by_output = found["outputs"]
         yield Row(
-            model.name, MODELS[model.name], arithmetic, sum(len(watch.overflows()) for watch in watches),
+            model.name, NORMS[model.name], arithmetic, sum(len(watch.overflows()) for watch in watches),
             by_output["embeddings"]["relative_l2"], by_output["logits"]["relative_l2"],
             by_output["scores"]["max_abs"], found["decided_mask_iou"], found["best_mask_flips"], str(model.weights),
         )  # fmt: skip
@@ -178,9 +179,10 @@ def asked(args: argparse.Namespace) -> Pictures:
 def weighed(name: str, args: argparse.Namespace) -> Sam:
     """One of the two models."""
     config = {} if args.image_size is None else {"image_size": args.image_size}
-    checkpoint = args.weights[list(MODELS).index(name)] if args.weights else None
+    checkpoint = args.weights[MODELS.index(name)] if args.weights else None
     if args.run is not None:
-        checkpoint = args.run / STUDENTS[name] / "model.safetensors"
+        name, stage = STUDENTS[name]
+        checkpoint = args.run / stage / "model.safetensors"
         if not checkpoint.is_file():
             raise UsageError(f"{checkpoint}: not there; run `edgesam-deploy train demo` and `demo_dyt` into {args.run}")
         config = json.loads(checkpoint.with_name("config.json").read_text())
@@ -213,7 +215,7 @@ def report(rows: Sequence[Row], spent: Sequence[Latency], machine: Machine) -> s
         lines += [
             "", "CPU milliseconds of one thread, TFLite; to be read against each other only:\n",
             "| model | precision | encoder | decoder |", f"|{'---|' * 4}",
-            *(f"| `{s.model}` | {s.precision} | {s.encoder_ms:.0f} | {s.decoder_ms:.1f} |" for s in spent),
+            *(f"| `{s.model}` | {s.precision} | {s.encoder_ms:.1f} | {s.decoder_ms:.1f} |" for s in spent),
         ]  # fmt: skip
     return "\n".join(lines) + "\n"
 

@@ -148,7 +148,7 @@ def build(
         write_manifest(place, content, files_so_far)
         with timings.stage("parity"):
             parity = _measured(model, place, chosen, pictures, progress)
-        _gate(parity, strict=strict)
+        _gate(parity, chosen, strict=strict)
         unhashed = open_bundle(place)
         unhashed.write_json("parity.json", parity.to_json())
         if chosen.quantises:
@@ -315,8 +315,11 @@ def _timings(timings: Timings, steps: list[Step]) -> dict[str, Any]:
     }
 
 
-def _gate(parity: Parity, *, strict: bool) -> None:
+def _gate(parity: Parity, target: Target, *, strict: bool) -> None:
     if parity.verdict == "pass" or (parity.verdict == "not verified" and not strict):
         return
     listed = "\n  ".join(parity.reasons[:8])
-    raise ParityError(f"parity {parity.verdict}; no bundle was written\n  {listed}")
+    remedy = ""
+    if parity.verdict == "fail" and target.half == "arithmetic" and not target.quantises:
+        remedy = f"\n  try {target.instead_of_half}"
+    raise ParityError(f"parity {parity.verdict}; no bundle was written\n  {listed}{remedy}")

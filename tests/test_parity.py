@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -23,6 +25,7 @@ from edgesam_deploy.parity import (
 )
 from edgesam_deploy.parity.verdict import UNCLAIMED
 from edgesam_deploy.runtime import BundlePredictor, open_predictor
+from edgesam_deploy.targets import make_target
 
 from conftest import TINY  # isort: skip
 
@@ -107,6 +110,26 @@ def test_a_build_that_fails_parity_leaves_nothing(tiny_model, tmp_path, monkeypa
     with pytest.raises(ParityError, match="no bundle was written"):
         builder.build(tiny_model, "onnx", tmp_path / "out", proof="off", pictures={"s": seeded_scene(5)})
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "words"),
+    [
+        ("coreml", {}, "try --auto-mixed, which keeps"),
+        ("coreml", {"auto_mixed": True}, "try --precision fp32"),
+        ("qnn", {"precision": "fp16"}, "try --precision w8a16"),
+        ("coreml", {"precision": "fp32"}, None),
+        ("tensorrt", {"precision": "int8"}, None),
+    ],
+)
+def test_a_refusal_says_what_helps_in_fp16(target, options, words):
+    from edgesam_deploy import builder
+
+    failed = SimpleNamespace(verdict="fail", reasons=["embeddings: too far"])
+    with pytest.raises(ParityError, match="embeddings: too far") as refusal:
+        builder._gate(failed, make_target(target, **options), strict=False)
+    assert ("try" in str(refusal.value)) == (words is not None)
+    assert words is None or words in str(refusal.value)
 
 
 def test_an_approximation_is_told_apart_from_converter_error(tmp_path, scene):

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
 from edgesam_deploy.errors import TrainingError
 
@@ -61,7 +62,12 @@ def ranks(device: str = "auto") -> Iterator[Ranks]:
     if world == 1:
         yield Ranks(0, 1, chosen)
         return
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    store, rank, world = next(rendezvous("env://"))
+    # torchrun's store outlives its workers: what those of the attempt before wrote in it, the address of a killed rank
+    # among it, must not meet those of this one (torch 2.13 relies on a new store, which a restart does not get)
+    own = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    backend = "nccl" if chosen.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=own, rank=rank, world_size=world)
     try:
         yield Ranks(dist.get_rank(), world, chosen)
     finally:

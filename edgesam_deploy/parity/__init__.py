@@ -212,18 +212,27 @@ def check(
 
 
 def model_of(manifest: Mapping[str, Any], checkpoint: str | Path | None) -> Sam | Cwsam:
-    """The model that a bundle was built from. Raises UsageError without its checkpoint, CheckpointError for another."""
+    """The model that a bundle was built from, whose weights may have come along with this package. Raises UsageError
+    without its checkpoint, CheckpointError for another.
+    """
     from edgesam_deploy.errors import CheckpointError, UsageError
+    from edgesam_deploy.model.fetch import shipped_weights
     from edgesam_deploy.model.registry import load
 
     weights, made = manifest["weights"], manifest["model"]
     if weights["source"] == "seeded":
         return load(made["name"], seed=weights["seed"], config=made["config"])
+    own = shipped_weights(made["name"])
+    if checkpoint is None and own is not None and own.name == weights["checkpoint"]:
+        checkpoint = own
     if checkpoint is None:
         raise UsageError(
             f"this bundle was built from {weights['checkpoint']}; pass --checkpoint PATH to compare it with that file"
         )
     model = load(made["name"], checkpoint, config=made["config"])
     if model.weights.sha256 != weights["sha256"]:
-        raise CheckpointError(f"{checkpoint} is not the file this bundle was built from ({weights['checkpoint']})")
+        raise CheckpointError(
+            f"{checkpoint} is not the file this bundle was built from ({weights['checkpoint']}, sha256 "
+            f"{weights['sha256'][:12]}): pass that one by --checkpoint, or build anew"
+        )
     return model

@@ -162,4 +162,4 @@ def _outputs(watches: Mapping[str, Watch], reasons: Sequence[str], target: Targe
 
 
 def _island(target: Target) -> str:
-    return "an fp32 island there (--auto-mixed finds it)" if target.holds_islands else "--precision fp32"
+    return "an fp32 island there (--auto-mixed finds it)" if target.holds_islands else target.instead_of_half

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from edgesam_deploy.parity.cases import Pictures
     from edgesam_deploy.targets.base import Target
 
-ROOM = 0.8  # of the bound: the emulation is not the artifact, and there are other pictures
-
 
 def keep_islands(
     programs: Sequence[Program],
@@ -33,7 +31,7 @@ def keep_islands(
     progress: Callable[[str], None] = lambda _: None,
 ) -> list[Islands]:
     """Set ``islands`` of each program, a part after the target's aten passes, to the fewest nodes that bring emulated
-    fp16 to 0.8 of the bounds. The decoder is searched with the embeddings that the encoder then gives.
+    fp16 to the target's ``room`` of the bounds. The decoder is searched with the embeddings that the encoder gives.
 
     Raises UsageError for a target that cannot mix, ParityError where no islands suffice.
     """
@@ -43,7 +41,9 @@ def keep_islands(
     for program in programs:
         progress(f"{program.name}: fp32 islands")
         samples, bounds = _samples(program.name, programs, target, interface, pictures or few_pictures())
-        found.append(find_islands(program, samples, ROOM * _bound(program.name, bounds), target.islands(program)))
+        found.append(
+            find_islands(program, samples, target.room * _bound(program.name, bounds), target.islands(program))
+        )
         program.islands |= set(found[-1].nodes)
     return found
 

@@ -64,8 +64,9 @@ class Target(ABC):
     ``runtime`` that must be importable to run here, ``tools`` whose versions the manifest names beside PyTorch's,
     ``rules`` the operator table it is judged by; ``unmeasured``: why ``build`` leaves parity to ``check``, if it does;
     ``slow_to_run``: a run takes so long that ``check`` makes few of them unless asked for all; ``holds_islands``: the
-    artifact can compute some nodes in fp32 and the rest in fp16; ``keeps_layers``: it can leave layers named by the
-    option ``keep`` out of its quantisation.
+    artifact can compute some nodes in fp32 and the rest in fp16; ``room``: what of a bound emulated fp16 may use where
+    these are searched, since the emulation is not the artifact, and there are other pictures; ``keeps_layers``: it can
+    leave layers named by the option ``keep`` out of its quantisation.
     """
 
     name: ClassVar[str]
@@ -77,6 +78,7 @@ class Target(ABC):
     unmeasured: ClassVar[str] = ""
     slow_to_run: ClassVar[bool] = False
     holds_islands: ClassVar[bool] = False
+    room: ClassVar[float] = 0.8
     keeps_layers: ClassVar[bool] = False
     rules: ClassVar[str]
 
@@ -160,6 +162,14 @@ class Target(ABC):
     def half(self) -> Half:
         """What these options round to fp16, which the lint looks at before anything is emitted."""
         return "none"
+
+    @property
+    def instead_of_half(self) -> str:
+        """The options that help where fp16 rounds too far."""
+        islands = (
+            "--auto-mixed, which keeps in fp32 what needs it, or " if self.holds_islands and not self.mixes else ""
+        )
+        return f"{islands}--precision fp32"
 
     @property
     def mixes(self) -> bool:

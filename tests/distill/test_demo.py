@@ -11,11 +11,12 @@ import torch
 
 from edgesam_deploy.distill.recipe import read_stages
 from edgesam_deploy.distill.synthetic import Style, scene
-from edgesam_deploy.errors import CheckpointError
+from edgesam_deploy.errors import CheckpointError, UsageError
 from edgesam_deploy.model.fetch import resolve, shipped_weights
 from edgesam_deploy.model.predictor import SamPredictor
 from edgesam_deploy.model.registry import load
 from edgesam_deploy.model.sam import Sam
+from edgesam_deploy.parity import model_of
 
 SCENES = 6
 PLAIN = Style(most=5, smallest=0.1, rings=0, covered=0.5)  # as its last stages saw
@@ -62,6 +63,18 @@ def test_its_recipe_is_the_one_that_comes_along() -> None:
     assert path is not None
     recorded = json.loads(path.with_suffix(".json").read_text())["stages"]
     assert recorded == [stage.model_dump(mode="json") for stage in read_stages("demo")]
+
+
+def test_a_bundle_of_it_is_checked_without_a_path(demo: Sam) -> None:
+    """Its weights are here; those of an earlier release are not, and no other file is taken for them."""
+    weights = {"source": "checkpoint", "checkpoint": "edge_sam_demo.safetensors", "sha256": demo.weights.sha256}
+    made = {"name": "edge_sam_demo", "config": {}}
+    again = model_of({"weights": weights, "model": made}, None)
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in demo.state_dict().items())
+    with pytest.raises(CheckpointError, match="build anew"):
+        model_of({"weights": weights | {"sha256": "0" * 64}, "model": made}, None)
+    with pytest.raises(UsageError, match="pass --checkpoint"):
+        model_of({"weights": weights | {"checkpoint": "own.pth"}, "model": made}, None)
 
 
 def test_a_seed_or_a_checkpoint_wins(demo: Sam, tmp_path: Path) -> None:

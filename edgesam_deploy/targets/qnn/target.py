@@ -102,6 +102,10 @@ class QnnTarget(OnnxTarget):
     def half(self) -> Half:
         return "arithmetic" if self.precision == "fp16" else "none"
 
+    @property
+    def instead_of_half(self) -> str:
+        return "--precision w8a16, whose ranges are calibrated"
+
     def quantised(self, part: str) -> Bits | None:
         return Bits(8, ACTIVATION_BITS[self.precision]) if self.precision in ACTIVATION_BITS else None
 
