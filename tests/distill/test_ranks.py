@@ -53,7 +53,7 @@ def train(file, out, *launch):
 
 @pytest.mark.slow
 def test_two_ranks_are_one_with_twice_the_batch(scenes, tmp_path):
-    """Unequal numbers of prompts, batch norm over both ranks: weights after six updates agree to 1e-4 of their size.
+    """Unequal numbers of prompts, batch norm over both ranks: weights after six updates agree to 1e-3 of their size.
 
     By SGD, which is linear in the gradient. AdamW divides each gradient by its own size, so that where the true one is
     0 (the keys' biases) the order of sums decides about a whole step.
