@@ -1,11 +1,11 @@
 """Pictures per second of phases 1 and 2 against a plain loop: python -m benchmarks.training_throughput.
 
 The plain loop over the same modules is what one writes by hand: a DataLoader with two workers over the same items,
-forward, backward, clipping and one optimiser step; no checkpoints, logs, schedule, or anything that makes a run
-resumable. Both sides have the same student, teacher, data and batch, and take turns: each round runs some updates of
-either, in an order drawn anew, and gives one ratio. A loader's start belongs to both. CPU time, the workers' left out,
-stands beside wall time, since it suffers less from other processes. The share of the wall time in which the plain loop
-waits for its loader says whether data is the bottleneck.
+forward, backward, clipping and one optimiser step, tensors laid out as they come; no checkpoints, logs, schedule,
+running mean, or anything that makes a run resumable. Both sides have the same student, teacher, data and batch, and
+take turns: each round runs some updates of either, in an order drawn anew, and gives one ratio. A loader's start
+belongs to both. CPU time, the workers' left out, stands beside wall time, since it suffers less from other processes.
+The share of the wall time in which the plain loop waits for its loader says whether data is the bottleneck.
 """
 
 from __future__ import annotations
@@ -70,6 +70,7 @@ def plain_loop(recipe: Recipe, folder: Path) -> Callable[[int], float]:
     """A function that trains a number of updates and returns the seconds it waited for data."""
     made = make_trainer(recipe, folder, ALONE)  # its modules, data and optimiser; not its loop
     objective, items, optimizer = made.objective, made.items, made.optimizer
+    objective.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # as modules are when loaded
     for group in optimizer.param_groups:
         group["lr"] = recipe.rates.base
     state = {"update": 0}
@@ -147,7 +148,7 @@ def report(machine: Machine, phases: list[Phase], options: argparse.Namespace) -
         "",
         str(machine),
         "",
-        f"Synthetic scenes, batch {options.batch}, two loading workers, one thread, {options.rounds} interleaved "
+        f"Synthetic scenes, batch {options.batch}, two loading workers, {options.threads} thread(s), {options.rounds} interleaved "
         f"rounds of {options.updates} updates; ratios are pictures/s ours / plain, medians (quartiles), the goal is "
         f"{GOAL:.1f} or more. `python -m benchmarks.training_throughput` writes this file.",
         "",
@@ -164,9 +165,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--updates", type=int, default=6, help="per round and side")
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch (default: its own)")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args(argv)
-    torch.set_num_threads(1)
+    torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         for _ in synthesize(folder / "scenes", count=options.updates * options.batch):
@@ -176,7 +178,8 @@ def main(argv: list[str] | None = None) -> int:
     machine = Machine.here(("torch", "numpy"))
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "training_throughput.md").write_text(report(machine, phases, options))
-    content = {"machine": asdict(machine), "options": sizes, "phases": [asdict(p) for p in phases]}
+    chosen = {**sizes, "threads": options.threads}
+    content = {"machine": asdict(machine), "options": chosen, "phases": [asdict(p) for p in phases]}
     (options.out / "training_throughput.json").write_text(json.dumps(content, indent=2) + "\n")
     print(report(machine, phases, options))
     return 0 if all(min(p.cpu.median, p.wall.median) >= GOAL for p in phases) else 6
