@@ -148,9 +148,9 @@ def report(machine: Machine, phases: list[Phase], options: argparse.Namespace) -
         "",
         str(machine),
         "",
-        f"Synthetic scenes, batch {options.batch}, two loading workers, {options.threads} thread(s), {options.rounds} interleaved "
-        f"rounds of {options.updates} updates; ratios are pictures/s ours / plain, medians (quartiles), the goal is "
-        f"{GOAL:.1f} or more. `python -m benchmarks.training_throughput` writes this file.",
+        f"Synthetic scenes, batch {options.batch}, two loading workers, {options.threads} thread(s), {options.rounds} "
+        f"interleaved rounds of {options.updates} updates; ratios are pictures/s ours / plain, medians (quartiles), the "
+        f"goal is {GOAL:.1f} or more. `python -m benchmarks.training_throughput` writes this file.",
         "",
         "| stage | images/s | plain images/s | wall ratio | CPU ratio | plain loop waits for data | verdict |",
         "|---|---|---|---|---|---|---|",
