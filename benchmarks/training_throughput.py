@@ -149,8 +149,8 @@ def report(machine: Machine, phases: list[Phase], options: argparse.Namespace) -
         str(machine),
         "",
         f"Synthetic scenes, batch {options.batch}, two loading workers, {options.threads} thread(s), {options.rounds} "
-        f"interleaved rounds of {options.updates} updates; ratios are pictures/s ours / plain, medians (quartiles), the "
-        f"goal is {GOAL:.1f} or more. `python -m benchmarks.training_throughput` writes this file.",
+        f"interleaved rounds of {options.updates} updates; ratios are pictures/s ours / plain, medians (quartiles), "
+        f"the goal is {GOAL:.1f} or more. `python -m benchmarks.training_throughput` writes this file.",
         "",
         "| stage | images/s | plain images/s | wall ratio | CPU ratio | plain loop waits for data | verdict |",
         "|---|---|---|---|---|---|---|",
