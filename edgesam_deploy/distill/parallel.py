@@ -65,7 +65,9 @@ def ranks(device: str = "auto") -> Iterator[Ranks]:
     store, rank, world = next(rendezvous("env://"))
     # torchrun's store outlives its workers: what those of the attempt before wrote in it, the address of a killed rank
     # among it, must not meet those of this one (torch 2.13 relies on a new store, which a restart does not get)
-    own = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    own = dist.PrefixStore(  # type: ignore[attr-defined]
+        f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store
+    )
     backend = "nccl" if chosen.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=own, rank=rank, world_size=world)
     try:
