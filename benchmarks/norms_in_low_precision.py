@@ -57,7 +57,7 @@ from edgesam_deploy.targets.base import Bits
 
 MODELS = ("edge_sam", "edge_sam_dyt")
 NORMS = {"edge_sam": "layer norm", "edge_sam_demo": "layer norm", "edge_sam_dyt": "dynamic tanh"}
-# of a run, by model: whose configuration a stage's own completes, and the stage
+# of a run: the model that a stage's configuration completes, and the stage
 STUDENTS = {"edge_sam": ("edge_sam_demo", "demo_student"), "edge_sam_dyt": ("edge_sam_dyt", "demo_student_dyt")}
 SCENES = 1234  # the seed of scenes that no training draws
 ARITHMETIC = ("fp16", "fp16, norms spelled out", "int8")

@@ -95,8 +95,8 @@ class Trainer:
             checkpoint_activations(self.student.image_encoder)
         if ranks.world > 1 and recipe.train.sync_batch_norm:
             objective.student = self.student = across_ranks(self.student, ranks.device)  # type: ignore[assignment]
-        # A few per cent faster so with several threads (benchmarks/training_throughput.py), and GPUs want it for 16 bit.
-        # The price on a CPU: torch's batch norm adds up a channel in one fp32 register, 1e-5 off for 8 maps of 128 x 128
+        # A bit faster with several threads (benchmarks/training_throughput.py), and GPUs want it for 16 bit. The
+        # price on a CPU: torch's batch norm adds up a channel in one fp32 register, 1e-5 off for 8 maps of 128 x 128
         objective.to(device=ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.objective: nn.Module = objective
         if ranks.world > 1:
