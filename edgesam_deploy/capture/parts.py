@@ -42,7 +42,7 @@ class ImageEncoderPart(nn.Module):
         if image_size is not None:
             # zero after normalising: a padded mean colour is not zero, 124 is not 123.675
             inside = (self.pixels[:, None] < image_size[:1]).float() * (self.pixels < image_size[1:]).float()
-            image = (image.permute(0, 3, 1, 2).float() - self.mean) / self.std * inside
+            image = (planes(image) - self.mean) / self.std * inside
         if self.interface.hq == "none":
             return self.image_encoder(image)  # type: ignore[no-any-return]
         embeddings, intermediate = self.image_encoder.with_intermediate(image)
@@ -204,9 +204,14 @@ class SegmenterPart(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         if self.interface.embed_preprocess:
-            image = (image.permute(0, 3, 1, 2).float() - self.mean) / self.std
+            image = (planes(image) - self.mean) / self.std
         logits: Tensor = self.model(image)
         return logits.argmax(1).to(torch.int32) if self.interface.argmax else logits
+
+
+def planes(image: Tensor) -> Tensor:
+    """Pixels uint8 (1, H, W, 3) as float planes (1, 3, H, W); cast first, since TensorRT transposes no uint8."""
+    return image.float().permute(0, 3, 1, 2)
 
 
 def stability_score(masks: Tensor, offset: float = 1.0) -> Tensor:

@@ -31,10 +31,10 @@ def _as_planes(before: Program, after: Program, inputs: dict[str, NDArray[Any]])
 def pixels_to_planes(program: Program) -> int:
     """Let the runtime hand over a picture as planes of floats, as Core ML does with an image input.
 
-        image uint8 (1, H, W, 3) ── permute ── cast ── y        image float32 (1, 3, H, W), values 0 to 255 ── y
+        image uint8 (1, H, W, 3) ── cast ── permute ── y        image float32 (1, 3, H, W), values 0 to 255 ── y
 
-    Why: Core ML converts a pixel buffer to planes itself, and takes no arrays of uint8. Exact: the same numbers. Only
-    where a picture is read by nothing else.
+    Why: Core ML converts a pixel buffer to planes itself, and takes no arrays of uint8. Exact: the same numbers, in
+    either order of the two. Only where a picture is read by nothing else.
     """
     sites = 0
     with AtenGraph(program) as graph:
@@ -56,13 +56,16 @@ def pixels_to_planes(program: Program) -> int:
 
 
 def _planes(image: Node) -> Node | None:
-    """The cast to float32 of the transpose of ``image``, where nothing else reads either."""
-    turned = _only_reader(image)
-    cast = None if turned is None else _only_reader(turned)
-    if turned is None or cast is None or turned.target != aten.permute.default or cast.target not in CASTS:
+    """The second of a cast to float32 and a transpose of ``image``, in either order, if nothing else reads the two."""
+    first = _only_reader(image)
+    second = None if first is None else _only_reader(first)
+    if first is None or second is None:
+        return None
+    turned, cast = (second, first) if first.target in CASTS else (first, second)
+    if turned.target != aten.permute.default or cast.target not in CASTS:
         return None
     plain = argument(turned, 1, "dims") == TO_FIRST and cast.meta["val"].dtype == torch.float32
-    return cast if plain else None
+    return second if plain else None
 
 
 def _only_reader(node: Node) -> Node | None:

@@ -30,8 +30,13 @@ def normalised(_: Calls, x: Tensor) -> Tensor:
     return (x.permute(0, 3, 1, 2).float() - 123.675) / 58.395
 
 
-def test_the_input_becomes_planes() -> None:
-    before = program(normalised)
+def cast_first(_: Calls, x: Tensor) -> Tensor:
+    return (x.float().permute(0, 3, 1, 2) - 123.675) / 58.395
+
+
+@pytest.mark.parametrize("function", [normalised, cast_first])
+def test_the_input_becomes_planes(function: Function) -> None:
+    before = program(function)
     after = rewritten(before, pixels_to_planes, 1)
     assert [(s.name, s.shape, s.dtype, s.role) for s in after.inputs] == [("x", (1, 3, 4, 6), "float32", "image")]
     assert not {"permute", "to", "_to_copy"} & set(counts(after))
@@ -46,7 +51,10 @@ def test_the_input_becomes_planes() -> None:
         lambda s, x: normalised(s, x) + x.float().mean(),  # also read as it is
         lambda _, x: x.permute(0, 3, 1, 2).half(),
         lambda _, x: x.permute(0, 3, 2, 1).float(),
-        lambda _, x: x.float().permute(0, 3, 1, 2) * 2,
+        lambda _, x: x.half().permute(0, 3, 1, 2),
+        lambda _, x: x.float().permute(0, 3, 2, 1),
+        lambda _, x: x.float() * 2,
+        lambda s, x: cast_first(s, x) + x.float().mean(),
     ],
 )
 def test_what_it_leaves_alone(function: Function) -> None:
