@@ -21,7 +21,7 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 $(TOOLKITS): $(READY)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,coreml,tflite,qnn,train]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,coreml,tflite,qnn,openvino,train]'
 	touch $(TOOLKITS)
 
 $(DEMO): pyproject.toml constraints-demo.txt

@@ -7,7 +7,13 @@ from pathlib import Path
 from edgesam_deploy.targets.rules import ALIASES, REPORTS, SEVERITY, RuleTable, Status, report_table
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "operators.md"
-MADE = {"onnx": "probed", "qnn": "probed", "coreml": "read, in part run", "tflite": "read, in part run"}
+MADE = {
+    "onnx": "probed",
+    "openvino": "probed",
+    "qnn": "probed",
+    "coreml": "read, in part run",
+    "tflite": "read, in part run",
+}
 # what the family's graphs hold, as the pipelines lower them and as other exporters write them
 OPERATORS = (
     "Add", "Cast", "Clip", "Concat", "ConstantOfShape", "Conv", "ConvTranspose", "Cos", "DFT", "Div", "Equal", "Erf",

@@ -21,6 +21,7 @@ import edgesam_deploy as ed
 from benchmarks.interleaved import Call
 from benchmarks.reference_export import OUTPUTS, Part, reference_module
 from edgesam_deploy.errors import EdgeSamDeployError
+from edgesam_deploy.targets.openvino_runner import OpenvinoRunner
 from edgesam_deploy.targets.quiet import quiet
 
 SAME = 1e-3  # relative L2: fp32 runtimes of one function differ by 1e-5
@@ -32,18 +33,12 @@ class LeftOut(EdgeSamDeployError):
 
 
 def openvino(path: Path, part: Part, inputs: Arrays, threads: int) -> Call:
-    """An ONNX file in OpenVINO's CPU plugin, fp32. Raises ImportError."""
-    import openvino as ov
-
-    config = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
-    model = ov.Core().compile_model(str(path), "CPU", config)
-    request = model.create_infer_request()
-    own = {model.input(name): value for name, value in inputs.items()}  # a port has other names beside its own
-    names = [model.output(name) for name in OUTPUTS[part]]
+    """An ONNX file in OpenVINO's CPU plugin, as ``--provider openvino`` runs it. Raises MissingToolkit."""
+    run = OpenvinoRunner(path, threads)
 
     def call(_: int) -> list[NDArray[Any]]:
-        results = request.infer(own)
-        return [results[name] for name in names]
+        results = run(inputs)
+        return [results[name] for name in OUTPUTS[part]]
 
     return call
 

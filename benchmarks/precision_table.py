@@ -73,7 +73,9 @@ class Row:
 def precisions_of(target: str) -> tuple[str, ...]:
     """What the target's option ``precision`` may be, its default first. Raises UnknownName for an unknown target."""
     cls: Any = target_class(target)
-    return tuple(sorted(get_args(get_type_hints(cls)["precision"]), key=lambda name: name != cls.precision))
+    names = get_args(get_type_hints(cls)["precision"])
+    own = vars(cls).get("precisions", names)  # a target that has its parent's option may refuse some of its values
+    return tuple(sorted((name for name in names if name in own), key=lambda name: name != cls.precision))
 
 
 def ungated(target: Target) -> Target:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from edgesam_deploy import __version__
 from edgesam_deploy.bundle import Bundle, check_output, draft, dump_json, hashed, open_bundle, write_manifest
 from edgesam_deploy.capture import capture, capture_twins, part_macs
-from edgesam_deploy.contract import IMAGE_ENCODER, Interface, SegmenterInterface, describe_tensors
+from edgesam_deploy.contract import Interface, SegmenterInterface, describe_tensors
 from edgesam_deploy.cost import LARGE
 from edgesam_deploy.errors import ParityError, UnknownName, UsageError
 from edgesam_deploy.memory import check_memory
@@ -29,7 +29,7 @@ from edgesam_deploy.notices import NOTICE, SBOM, bundle_sbom, weights_notice
 from edgesam_deploy.ops import parts_report
 from edgesam_deploy.parity import SEEDS, Parity, few_pictures, measure, measure_on, shipped_pictures, unmeasured
 from edgesam_deploy.passes.engine import Engine, Pass, ProofMode, Step
-from edgesam_deploy.passes.joint import JointPass, run_joint, run_joint_on_twin
+from edgesam_deploy.passes.joint import run_joint_passes
 from edgesam_deploy.passes.program import Program
 from edgesam_deploy.precision.composed import aten_passes
 from edgesam_deploy.precision.lint import gate
@@ -105,7 +105,7 @@ def build(
     engine = Engine(proof, None, dumps, progress, keep_aten=bool(rest) or chosen.half != "none")
     twins = {} if proof == "off" else capture_twins(model, interface, macs)
     with timings.stage("passes"):
-        programs, twins = _jointly(engine, programs, twins, chosen.joint_pipeline(model.config))
+        programs, twins = run_joint_passes(engine, programs, twins, chosen.joint_pipeline(model.config))
         if isinstance(interface, Interface):
             interface = interface.with_hoisted(programs[-1].inputs)
         _run(engine, programs, first, twins, dump_after)
@@ -176,21 +176,6 @@ def _run(
     engine.dump_after = dump_after if dump_after in {step.name for step in passes} else None
     for index, program in enumerate(programs):
         programs[index] = engine.run(program, passes, twin=twins.get(program.name))
-
-
-def _jointly(
-    engine: Engine, programs: list[Program], twins: dict[str, Program], passes: Sequence[JointPass]
-) -> tuple[list[Program], dict[str, Program]]:
-    """The parts, and what stands in for the encoder in proofs, after the passes that move work between the two."""
-    for rewrite in passes if len(programs) == 2 else ():
-        encoder, decoder = programs
-        if IMAGE_ENCODER in twins:
-            encoder, twin, decoder = run_joint_on_twin(engine, encoder, twins[IMAGE_ENCODER], decoder, rewrite)
-            twins = {**twins, IMAGE_ENCODER: twin}
-        else:
-            encoder, decoder = run_joint(engine, encoder, decoder, rewrite)
-        programs = [encoder, decoder]
-    return programs, twins
 
 
 def _mix(

@@ -160,7 +160,12 @@ def check_output(out: Path, *, overwrite: bool) -> None:
             raise OutputError(f"{out} holds files that are not a bundle; choose another --out, nothing was touched")
         if not overwrite:
             raise OutputError(f"{out} holds a bundle already; pass --overwrite to replace it")
-        strangers = _strangers(open_bundle(out))
+        try:
+            strangers = _strangers(open_bundle(out))
+        except BundleError as e:
+            raise OutputError(
+                f"{out} holds a bundle that cannot be read ({e}); delete it or choose another --out"
+            ) from e
         if strangers:
             raise OutputError(
                 f"{out} holds files of yours ({', '.join(strangers[:3])}); move them away before replacing the bundle"

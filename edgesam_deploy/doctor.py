@@ -35,6 +35,7 @@ PACKAGES = (
     Package("onnx", "onnx", "onnx", None),
     Package("onnx", "onnx-ir", "onnx_ir", None),
     Package("running onnx", "onnxruntime", "onnxruntime", None),
+    Package("openvino", "openvino", "openvino", "openvino"),
     Package("coreml", "coremltools", "coremltools", "coreml"),
     Package("tflite", "litert-torch", "litert_torch", "tflite"),
     Package("tflite, 8 bit", "ai-edge-quantizer", "ai_edge_quantizer", "tflite"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -37,9 +37,12 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Job:
-    """A picture with its prompts; ``prompts`` None: they are proposed when the picture is seen."""
+    """A picture with its prompts; ``prompts`` None: they are proposed when the picture is seen. ``name`` is what the
+    list calls it: folders of a list may hold pictures of the same file name.
+    """
 
     image_id: int
+    name: str
     path: Path
     prompts: tuple[Prompt, ...] | None
 
@@ -58,7 +61,7 @@ def pictures(folder: Path) -> list[Path]:
 
 def jobs_with(paths: Sequence[Path], prompts: tuple[Prompt, ...] | None) -> list[Job]:
     """The same prompts for every picture."""
-    return [Job(index, path, prompts) for index, path in enumerate(paths, 1)]
+    return [Job(index, path.name, path, prompts) for index, path in enumerate(paths, 1)]
 
 
 def jobs_from(file: Path, folder: Path) -> list[Job]:
@@ -78,7 +81,7 @@ def jobs_from(file: Path, folder: Path) -> list[Job]:
         raise DataError(f"{file}: expected an object, either of pictures or COCO's, got {type(content).__name__}")
     is_coco = isinstance(content.get("images"), list) and isinstance(content.get("annotations"), list)
     rows = _coco_rows(content, file) if is_coco else _own_rows(content, file)
-    jobs = [Job(image_id, folder / name, prompts) for image_id, name, prompts in rows]
+    jobs = [Job(image_id, name, folder / name, prompts) for image_id, name, prompts in rows]
     missing = [job.path for job in jobs if not job.path.is_file()]
     if missing:
         raise DataError(f"{file} speaks of {len(missing)} pictures that are not there, the first {missing[0]}")
@@ -122,7 +125,7 @@ def _coco_rows(content: Mapping[str, Any], file: Path) -> Iterator[tuple[int, st
             prompts.setdefault(entry["image_id"], []).append(Prompt((), [x, y, x + width, y + height], extra))
         for image in content["images"]:
             yield int(image["id"]), image["file_name"], tuple(prompts.get(image["id"], ()))
-    except (KeyError, TypeError) as e:
+    except (KeyError, TypeError, ValueError) as e:
         raise DataError(f"{file}: not COCO's layout: {type(e).__name__} {e}") from e
 
 
@@ -135,7 +138,7 @@ class Ledger:
     def __init__(self, out: Path, identity: Mapping[str, Any]) -> None:
         self.out, self.path = out, out / PROGRESS
         self.identity = json.loads(json.dumps(identity))
-        self.done: set[str] = set()
+        self.done: dict[str, int] = {}  # by name, the id that the results have
 
     def open(self) -> IO[str]:
         """The file, ready for another line; what a killed run left half-written is cut off.
@@ -144,10 +147,11 @@ class Ledger:
         """
         try:
             self.out.mkdir(parents=True, exist_ok=True)
-            if not self.path.exists():
-                file = self.path.open("w", encoding="utf-8")
-                write_line(file, {"run": self.identity})
-                return file
+            if not self.path.exists() or self.path.stat().st_size == 0:
+                partial = self.out / f".{PROGRESS}.partial"
+                with partial.open("w", encoding="utf-8") as file:
+                    write_line(file, {"run": self.identity})
+                partial.replace(self.path)  # the first line is whole or not there
             self._read()
             return self.path.open("a", encoding="utf-8")
         except OSError as e:
@@ -158,14 +162,15 @@ class Ledger:
         with self.path.open("rb") as file:
             for number, line in enumerate(file):
                 entry = _entry(line)
+                if number == 0 and (entry is None or entry.get("run") != self.identity):
+                    raise OutputError(
+                        f"--out {self.out}: holds the progress of another run (other pictures, bundle, prompts or "
+                        f"options); choose another folder or delete {PROGRESS}"
+                    )
                 if entry is None:
                     break
-                if number == 0 and entry.get("run") != self.identity:
-                    raise OutputError(
-                        f"--out {self.out}: holds the progress of another run (other bundle, prompts or options); "
-                        f"choose another folder or delete {PROGRESS}"
-                    )
-                self.done |= {entry["file_name"]} if "results" in entry else set()
+                if "results" in entry:
+                    self.done[entry["file_name"]] = entry["image_id"]
                 whole += len(line)
         os.truncate(self.path, whole)
 
@@ -189,7 +194,7 @@ def _entry(line: bytes) -> dict[str, Any] | None:
 
 def write_line(file: IO[str], entry: Mapping[str, Any]) -> None:
     """One line, out of this process's hands when it returns."""
-    file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+    file.write(json.dumps(entry) + "\n")  # ASCII: names need not be UTF-8
     file.flush()
 
 
@@ -208,22 +213,34 @@ def segment(
     """
     tally = {"pictures": 0, "prompts": 0, "resumed": 0, "failed": 0}
     with ledger.open() as file:
-        for job in jobs:
-            progress(job.path.name)
-            if job.path.name in ledger.done:
+        for job in _numbered(jobs, ledger.done):
+            progress(job.name)
+            if job.name in ledger.done:
                 tally["resumed"] += 1
                 continue
             try:
                 results = _results(predictor, job, mask_count, propose)
             except (DataError, ImageError, PromptError) as e:
-                write_line(file, {"file_name": job.path.name, "error": str(e)})
+                write_line(file, {"file_name": job.name, "error": str(e)})
                 tally["failed"] += 1
                 continue
-            write_line(file, {"file_name": job.path.name, "image_id": job.image_id, "results": results})
+            write_line(file, {"file_name": job.name, "image_id": job.image_id, "results": results})
             tally["pictures"] += 1
             tally["prompts"] += len(results)
     _publish(ledger)
     return tally
+
+
+def _numbered(jobs: Sequence[Job], done: Mapping[str, int]) -> Iterator[Job]:
+    """The jobs; one that came in between two runs gets a number that no result has."""
+    taken = set(done.values())
+    free = max([*taken, *(job.image_id for job in jobs)], default=0) + 1
+    for job in jobs:
+        if job.name not in done and job.image_id in taken:
+            yield replace(job, image_id=free)
+            free += 1
+        else:
+            yield job
 
 
 def _results(
@@ -257,7 +274,7 @@ def _answer(predictor: Any, job: Job, prompt: Prompt, mask_count: int) -> dict[s
     score = float(scores[best])
     return {
         "image_id": job.image_id,
-        "file_name": job.path.name,
+        "file_name": job.name,
         "category_id": 1,
         "segmentation": rle_to_coco(rle),
         "bbox": [x0, y0, x1 - x0 + 1, y1 - y0 + 1] if area else [0, 0, 0, 0],
@@ -276,7 +293,7 @@ def _publish(ledger: Ledger) -> None:
             separator = "\n"
             for entry in ledger.entries():
                 for result in entry.get("results", ()):
-                    file.write(separator + json.dumps(result, sort_keys=True, ensure_ascii=False))
+                    file.write(separator + json.dumps(result, sort_keys=True))
                     separator = ",\n"
             file.write("\n]\n")
         partial.replace(ledger.out / RESULTS)

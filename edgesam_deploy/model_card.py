@@ -21,7 +21,8 @@ def model_card(content: Mapping[str, Any]) -> str:
         f"- weights: {origin}\n- licence of the weights: {content['license']} (`WEIGHTS_LICENSE.md`)\n"
         f"- built by edgesam-deploy {content['edgesam_deploy']}; options, passes and hashes are in `manifest.json`, "
         f"components in `sbom.cdx.json`\n"
-        f"- measured against PyTorch: `parity.json`; again at any time: `edgesam-deploy check FOLDER`\n\n"
+        f"- measured against PyTorch: `parity.json`; again at any time: `edgesam-deploy check FOLDER`, with "
+        f"`--checkpoint FILE` where it was built from a file of yours\n\n"
         f"{''.join(_part(part, entry) for part, entry in content['parts'].items())}"
         f"## How to feed it\n\n{_rules(content['contract'])}"
     )

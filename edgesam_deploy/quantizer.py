@@ -70,7 +70,8 @@ def quantize(
     def reaches(count: int) -> bool:
         progress(f"{count} of {len(names)} layers kept")
         with tempfile.TemporaryDirectory() as place:
-            tried[count] = _iou(model, _keeping(chosen.rehearsal(), names[:count]), Path(place) / "bundle", unseen)
+            trial = _keeping(chosen.rehearsal(), names[:count])
+            tried[count] = _iou(model, trial, Path(place) / "bundle", unseen, how.get("max_memory"))
         progress(f"{count} layers kept: mask IoU {tried[count]:.4f}")
         return tried[count] >= min_iou
 
@@ -135,10 +136,10 @@ def _unseen(target: Target) -> Pictures:
     return {name: picture for name, picture in shipped_pictures().items() if name not in known}
 
 
-def _iou(model: Sam, target: Target, place: Path, pictures: Pictures) -> float:
+def _iou(model: Sam, target: Target, place: Path, pictures: Pictures, max_memory: int | None) -> float:
     """Of the worst mask; 0 for an artifact that is refused."""
     try:
-        bundle = build(model, target, place, proof="off", pictures=pictures)
+        bundle = build(model, target, place, proof="off", pictures=pictures, max_memory=max_memory)
     except ParityError:
         return 0.0
     found = (bundle.read_json(REPORT) or {})["measured"]

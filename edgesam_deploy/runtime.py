@@ -39,7 +39,8 @@ PARTS = (IMAGE_ENCODER, *DECODERS[0], *DECODERS[1], SEGMENTER)
 def open_artifact(path: str | Path, provider: str = "cpu", threads: int = 0) -> BundlePredictor | BundleSegmenter:
     """The bundle in the folder ``path``, ready to run: SamPredictor's interface, or a SemanticPredictor.
 
-    provider: ``cpu``, or ``cuda`` where the installed runtime has it. threads: 0 leaves the choice to the runtime.
+    provider: ``cpu``, ``cuda`` where the installed runtime has it, or ``openvino`` for .onnx bundles. threads: 0 leaves
+    the choice to the runtime.
     Raises BundleError for a folder that is no bundle, MissingToolkit where the runtime is not installed.
     """
     bundle = open_bundle(path)
@@ -131,6 +132,8 @@ class BundlePredictor(PromptPredictor):
             raise PromptError("this artifact takes no mask_input; build it with --mask-input")
         if self.features is None:
             raise PromptError("no picture is set; call set_image first")
+        if not prompts.batch:
+            raise PromptError("no prompts given")
         prompts = self._fitted(prompts)
         step = AT_ONCE if self.interface.batch == DYNAMIC else int(self.interface.batch)
         whole: list[FloatArray] = []

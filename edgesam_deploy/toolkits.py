@@ -15,6 +15,7 @@ EXTRAS = {
     "ai_edge_quantizer": "tflite", "flatbuffers": "tflite", "onnxruntime_qnn": "qnn",
     "tensorrt": "tensorrt", "cuda": "tensorrt", "onnx_graphsurgeon": "tensorrt",
     "webdataset": "train", "pycocotools": "train", "tensorboard": "train", "yaml": "train", "gradio": "demo",
+    "openvino": "openvino",
 }  # fmt: skip
 
 # extras that do not fit beside the others

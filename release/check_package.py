@@ -27,6 +27,7 @@ MODULES = {
     "torch": ["torch", "onnxscript", "safetensors", "huggingface_hub"],
     "coreml": ["coremltools"],
     "tflite": ["litert_torch", "ai_edge_litert.interpreter", "ai_edge_quantizer"],
+    "openvino": ["openvino"],
     "qnn": ["onnxruntime_qnn"],
     "tensorrt": ["tensorrt"],
     "train": ["webdataset", "pycocotools.mask", "yaml", "tensorboard"],
@@ -35,7 +36,7 @@ MODULES = {
     "notebook": ["nbclient", "nbformat", "ipykernel"],
     "peers": ["openvino", "ncnn", "pnnx"],
     "dev": ["pytest", "mypy", "hypothesis"],
-    "all": ["coremltools", "onnxruntime_qnn", "gradio", "webdataset", "mkdocs", "nbclient", "pytest"],
+    "all": ["coremltools", "onnxruntime_qnn", "openvino", "gradio", "webdataset", "mkdocs", "nbclient", "pytest"],
 }
 
 

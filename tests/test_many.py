@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tracemalloc
 
@@ -84,6 +85,51 @@ def test_a_bad_picture_does_not_stop_the_others_and_is_tried_again(predictor, fo
     (folder / "1.png").write_bytes(whole)
     assert segment(predictor, jobs, Ledger(tmp_path / "out", {}))["pictures"] == 1
     assert sorted(entry["image_id"] for entry in results(tmp_path / "out")) == [1, 2, 3, 4]
+
+
+def test_two_pictures_of_one_file_name(predictor, folder, tmp_path):
+    (folder / "more").mkdir()
+    shutil.copy(folder / "1.png", folder / "more" / "0.png")
+    prompts = [{"box": [10, 20, 60, 60]}]
+    (tmp_path / "p.json").write_text(json.dumps({"0.png": prompts, "more/0.png": prompts}))
+    jobs = jobs_from(tmp_path / "p.json", folder)
+    segment(predictor, jobs[:1], Ledger(tmp_path / "out", {}))  # as if stopped after the first
+    tally = segment(predictor, jobs, Ledger(tmp_path / "out", {}))
+    assert (tally["pictures"], tally["resumed"]) == (1, 1)
+    assert [entry["file_name"] for entry in results(tmp_path / "out")] == ["0.png", "more/0.png"]
+
+
+def test_a_picture_that_comes_in_between_gets_a_number_of_its_own(predictor, folder, tmp_path):
+    segment(predictor, jobs_with(pictures(folder), (PROMPT,)), Ledger(tmp_path / "out", {}))
+    shutil.copy(folder / "3.png", folder / "00.png")  # sorts before all others
+    segment(predictor, jobs_with(pictures(folder), (PROMPT,)), Ledger(tmp_path / "out", {}))
+    found = {entry["file_name"]: entry["image_id"] for entry in results(tmp_path / "out")}
+    assert found == {"0.png": 1, "1.png": 2, "2.png": 3, "3.png": 4, "00.png": 6}
+
+
+def test_a_name_that_is_not_utf8(predictor, folder, tmp_path):
+    name = os.fsdecode(b"caf\xe9.png")
+    shutil.copy(folder / "0.png", folder / name)
+    tally = segment(predictor, jobs_with(pictures(folder), (PROMPT,)), Ledger(tmp_path / "out", {}))
+    assert tally["pictures"] == 5
+    assert name in [entry["file_name"] for entry in results(tmp_path / "out")]
+
+
+@pytest.mark.parametrize("content", ["my own log\n", "{\n"])
+def test_a_file_that_is_no_progress_is_left_alone(predictor, folder, tmp_path, content):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "progress.jsonl").write_text(content)
+    with pytest.raises(OutputError, match="another run"):
+        segment(predictor, jobs_with(pictures(folder), (PROMPT,)), Ledger(tmp_path / "out", {}))
+    assert (tmp_path / "out" / "progress.jsonl").read_text() == content
+
+
+def test_an_empty_progress_file_gets_its_first_line(predictor, folder, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "progress.jsonl").touch()
+    for done in (0, 4):
+        tally = segment(predictor, jobs_with(pictures(folder), (PROMPT,)), Ledger(tmp_path / "out", {"a": 1}))
+        assert tally["resumed"] == done
 
 
 def test_prompts_from_coco(predictor, folder, tmp_path):

@@ -26,7 +26,7 @@ from edgesam_deploy.toolkits import installed_version
 SCHEMA = 2
 AGAIN = " again (A/A)"
 AGAIN_TOLERANCE = 0.05
-PACKAGES = ("numpy", "onnxruntime", "ai-edge-litert", "coremltools", "tensorrt", "onnxruntime-qnn")
+PACKAGES = ("numpy", "onnxruntime", "openvino", "ai-edge-litert", "coremltools", "tensorrt", "onnxruntime-qnn")
 Progress = Callable[[str], None]
 
 

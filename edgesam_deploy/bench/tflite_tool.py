@@ -35,13 +35,14 @@ def parse_benchmark_model(text: str) -> dict[str, Any]:
     if total is None or not counts:
         said = [line for line in text.splitlines() if "ERROR" in line] or text.strip().splitlines() or ["nothing"]
         raise EdgeSamDeployError(f"{TOOL} gave no figures; it said: {said[-1].strip()}")
-    pairs = {key: float(value) for key, value in re.findall(rf"(\w+)={NUMBER}", counts[-1])}  # the last is no warm-up
-    memory = re.search(rf"Overall peak memory footprint \(MB\).*?:\s*{NUMBER}", text)
     init, first, _, mean = (float(value) / 1e3 for value in total.groups())
+    pairs = {key: float(value) for key, value in re.findall(rf"(\w+)={NUMBER}", counts[-1])}  # the last is no warm-up
+    only = pairs.get("curr", 1e3 * mean)  # of equal values, or a single one, it prints no more
+    memory = re.search(rf"Overall peak memory footprint \(MB\).*?:\s*{NUMBER}", text)
     return {
-        "runs": int(pairs["count"]), "first": first, "mean": mean, "min": pairs["min"] / 1e3,
-        "max": pairs["max"] / 1e3, "p50": _thousandth(pairs, "median"), "p90": None, "p99": None,
-        "std": pairs["std"] / 1e3, "cpu": None, "times": [], "load_ms": init,
+        "runs": int(pairs["count"]), "first": first, "mean": mean, "min": pairs.get("min", only) / 1e3,
+        "max": pairs.get("max", only) / 1e3, "p50": _thousandth(pairs, "median"), "p90": None, "p99": None,
+        "std": pairs.get("std", 0.0) / 1e3, "cpu": None, "times": [], "load_ms": init,
         "peak_memory_mb": float(memory[1]) if memory else None,
     }  # fmt: skip
 

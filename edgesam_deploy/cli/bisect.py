@@ -94,12 +94,19 @@ def bisect(
 
 
 def _programs(model: Sam | Cwsam, target: Target) -> tuple[list[Program], set[str]]:
-    """The parts, and the names of those that stand in for one too large to run after every pass."""
+    """The parts, after the passes that move work between them, and the names of those that stand in for one too large
+    to run after every pass. Raises PassError where such a pass leaves its bound: it is what was searched for.
+    """
     from edgesam_deploy.capture import capture, capture_twins, part_macs
+    from edgesam_deploy.passes.engine import Engine
+    from edgesam_deploy.passes.joint import run_joint_passes
 
     interface = target.interface(model.config)
     twins = capture_twins(model, interface, part_macs(model.config, interface))
-    return [twins.get(program.name, program) for program in capture(model, interface)], set(twins)
+    programs, twins = run_joint_passes(
+        Engine("fast"), capture(model, interface), twins, target.joint_pipeline(model.config)
+    )
+    return [twins.get(program.name, program) for program in programs], set(twins)
 
 
 def _row(part: Bisection, on_twin: bool) -> dict[str, Any]:

@@ -66,10 +66,21 @@ def evaluate(
             raise UsageError(f"{flag} {value}: must be one of {', '.join(map(str, allowed))}")
     chosen: Any = (prompts, point_from, refine, multimask, select, max_prompts, samples, seed, protocol)
     asked = room.Protocol(*chosen)
+    if boxes is not None and asked != room.Protocol():
+        raise UsageError(
+            "--boxes: the boxes are the prompts, of all pictures; leave the options of other protocols out"
+        )
     source = open_source(layout, data, split)
     predictor, what = _predictor(model, checkpoint, config)
     if boxes is not None:
-        _average_precision(predictor, source, boxes, json)
+        precision: dict[str, Any] = {"model": what, "boxes": str(boxes), **_average_precision(predictor, source, boxes)}
+        if out is not None:
+            _write_json(out, precision)
+        if json:
+            print_json(precision)
+        else:
+            for name, value in precision.items():
+                say(f"{name:10} {value:.4f}" if isinstance(value, float) else f"{name:10} {value}")
         return
     total = len(source) if samples is None else min(samples, len(source))
     with progress_bar(total, lines=10) as progress:
@@ -114,7 +125,7 @@ def _print(what: str, result: Result) -> None:
         note(f"left out: {name}: {problem}")
 
 
-def _average_precision(predictor: PromptPredictor, source: Source, boxes: Path, json: bool) -> None:
+def _average_precision(predictor: PromptPredictor, source: Source, boxes: Path) -> dict[str, float]:
     from edgesam_deploy.distill.data.coco import CocoSource
     from edgesam_deploy.distill.evaluate import average_precision
 
@@ -124,28 +135,32 @@ def _average_precision(predictor: PromptPredictor, source: Source, boxes: Path, 
         detections = json_format.loads(boxes.read_text())
     except (OSError, ValueError) as e:
         raise UsageError(f"--boxes {boxes}: not readable as JSON: {e}") from e
-    with progress_bar(len(source), lines=10) as progress:
-        found = average_precision(predictor, source, detections, progress)
-    if json:
-        print_json(found)
-        return
-    for name, value in found.items():
-        say(f"{name:10} {value:.4f}")
+    with progress_bar(len(source.all_ids), lines=10) as progress:
+        return average_precision(predictor, source, detections, progress)
+
+
+def _write_json(out: Path, found: dict[str, Any]) -> None:
+    from edgesam_deploy.bundle import dump_json
+    from edgesam_deploy.cli.console import finite
+    from edgesam_deploy.errors import OutputError
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "eval.json").write_text(dump_json(finite(found)))
+    except OSError as e:
+        raise OutputError(f"--out {out}: {e.strerror}; choose another folder") from e
 
 
 def _write(out: Path, found: dict[str, Any], result: Result, source: Source) -> None:
     """eval.json, and the worst masks as pictures: the answer beside what is right."""
     import numpy as np
 
-    from edgesam_deploy.bundle import dump_json
-    from edgesam_deploy.cli.console import finite
     from edgesam_deploy.errors import OutputError
     from edgesam_deploy.model.masks import rle_to_mask
     from edgesam_deploy.overlay import overlay_masks, png
 
+    _write_json(out, found)
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "eval.json").write_text(dump_json(finite(found)))
         for rank, case in enumerate(result.worst(WORST)):
             read = source.read(source.names.index(case.name), masks=True)
             assert read.masks is not None

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from edgesam_deploy.bundle import MANIFEST, open_bundle, sha256_of
-from edgesam_deploy.cli.console import print_json, progress_bar, say
+from edgesam_deploy.cli.console import print_json, progress_bar, readable_name, say
 from edgesam_deploy.cli.predict import mask_count, note_weights
 from edgesam_deploy.detectors import make_detector, proposed
 from edgesam_deploy.errors import DataError, OutputError, PromptError, UsageError
@@ -49,7 +49,11 @@ def run_many(asked: Asked, *, provider: str, threads: int, json: bool) -> None:
     ledger = Ledger(asked.out, _identity(asked, count))
     with progress_bar(len(jobs), lines=20) as progress:
         propose = None if detector is None else partial(proposed, detector)
-        tally = segment(predictor, jobs, ledger, mask_count=count, propose=propose, progress=progress)
+
+        def step(name: str) -> None:
+            progress(readable_name(Path(name)))
+
+        tally = segment(predictor, jobs, ledger, mask_count=count, propose=propose, progress=step)
     if json:
         print_json({**tally, "results": str(asked.out / RESULTS)})
     else:
@@ -76,6 +80,7 @@ def _jobs(asked: Asked) -> list[Job]:
 def _identity(asked: Asked, count: int) -> dict[str, object]:
     """What a run that goes on must have in common with the one that began."""
     return {
+        "pictures": str(asked.image.resolve()),
         "bundle": open_bundle(asked.bundle).manifest.get("manifest_sha256"),
         "prompts": None if asked.prompts is None else sha256_of(asked.prompts),
         "points": asked.points,

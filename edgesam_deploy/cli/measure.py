@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgesam_deploy.cli.console import JSON_HELP, note, print_json, progress_bar, stderr, stdout
-from edgesam_deploy.errors import BenchmarkRegression, OutputError, UsageError
+from edgesam_deploy.errors import BenchmarkRegression, EdgeSamDeployError, OutputError, UsageError
 
 if TYPE_CHECKING:
     from edgesam_deploy.bench.compare import Change
@@ -41,7 +41,8 @@ def bench(
     ] = "0",
     threads: Annotated[int, typer.Option(help="Threads of the runtime; 0: its own choice.", min=0)] = 0,
     provider: Annotated[
-        str, typer.Option(help="cpu, or cuda where onnxruntime has it; on a device also qnn, tensorrt, xnnpack ...")
+        str,
+        typer.Option(help="cpu; openvino for .onnx; cuda where onnxruntime has it; on a device also qnn, tensorrt ..."),
     ] = "cpu",
     cold: Annotated[bool, typer.Option("--cold/--no-cold", help="Also time a start in a process of its own.")] = True,
     device: Annotated[
@@ -87,7 +88,7 @@ def bench(
 
     Several bundles take turns in one run, so that their ratios mean something on a busy machine, too.
     """
-    from edgesam_deploy.bench.compare import changes, differences, parse_limit, read_result
+    from edgesam_deploy.bench.compare import changes, differences, parse_limit, read_result, unmeasured
     from edgesam_deploy.bench.formats import google_benchmark_json, pytest_benchmark_json
     from edgesam_deploy.bench.formats import markdown as as_markdown
     from edgesam_deploy.bench.settings import RUNS, Settings
@@ -122,7 +123,7 @@ def bench(
     if old is not None:
         for difference in differences(found, old):
             note(f"compared with figures of other circumstances: {difference}")
-        _judge(changes(found, old), limit, quiet=json)
+        _judge(changes(found, old), limit, unmeasured(found, old), quiet=json)
     for one, row in zip(opened, found["bundles"], strict=True):  # last: a read-only folder must not hide the result
         one.write_json("bench.json", {**found, "bundles": [row], "ratios": []})
 
@@ -185,8 +186,10 @@ def _write(path: Path, text: str) -> None:
         raise OutputError(f"cannot write {path}: {e.strerror}") from e
 
 
-def _judge(found: list[Change], limit: float | None, *, quiet: bool) -> None:
-    """Print what changed; raise BenchmarkRegression where a stage is slower than allowed."""
+def _judge(found: list[Change], limit: float | None, lacking: list[str], *, quiet: bool) -> None:
+    """Print what changed; raise BenchmarkRegression where a stage is slower than allowed, EdgeSamDeployError where one
+    that has to be judged was not measured.
+    """
     from rich.table import Table
 
     console: Callable[[], Any] = stderr if quiet else stdout
@@ -199,6 +202,12 @@ def _judge(found: list[Change], limit: float | None, *, quiet: bool) -> None:
         listed = "\n  ".join(str(change) for change in slower[:MOST_NAMED])
         more = f"\n  and {len(slower) - MOST_NAMED} more" if len(slower) > MOST_NAMED else ""
         raise BenchmarkRegression(f"{len(slower)} of {len(found)} stages are slower than allowed\n  {listed}{more}")
+    if limit is not None and lacking:
+        raise EdgeSamDeployError(
+            f"nothing measured is slower than allowed, but not everything was measured: {lacking[0]}"
+            f"{f' (and {len(lacking) - 1} more)' if len(lacking) > 1 else ''}; measure again, or a new older result "
+            "with these options"
+        )
 
 
 def _print_latency(found: Mapping[str, Any]) -> None:

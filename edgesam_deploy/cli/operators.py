@@ -110,8 +110,9 @@ def _own_target(subject: Path) -> str:
     if subject.suffix in OWN or not subject.is_dir():
         return OWN.get(subject.suffix, "onnx")
     bundle = open_bundle(subject)
-    profile = bundle.manifest.get("options", {}).get("profile")
-    return next((name for name in (profile, bundle.target) if name in report_names() or name in ALIASES), "onnx")
+    options = bundle.manifest.get("options", {})
+    names = (options.get("profile"), f"{bundle.target}{options.get('trt', '')}", bundle.target)
+    return next((name for name in names if name in report_names() or name in ALIASES), "onnx")
 
 
 def _own_targets(subject: Path) -> list[str]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from edgesam_deploy.bundle import Bundle
     from edgesam_deploy.runtime import BundlePredictor
 
-Provider = Annotated[str, typer.Option(help="cpu, or cuda where onnxruntime has it.")]
+Provider = Annotated[str, typer.Option(help="cpu; openvino for .onnx; cuda where onnxruntime has it.")]
 Threads = Annotated[int, typer.Option(help="Threads of the runtime; 0: its own choice.", min=0)]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")]
 Json = Annotated[bool, typer.Option("--json", help=JSON_HELP)]
@@ -75,6 +75,8 @@ def run(
 
     points = [_numbers("--point", text, "x,y[,label]", (2, 3)) for text in point or []]
     corners = None if box is None else _numbers("--box", box, "x0,y0,x1,y1", (4,))
+    if masks not in (None, 1, 3, 4):
+        raise UsageError(f"--masks {masks}: must be 1, 3 or 4")
     if image.is_dir() or prompts is not None or boxes_from is not None:
         if tiles is not None or overlap is not None:
             raise UsageError("--tiles and --overlap belong to one picture at a time")
@@ -98,8 +100,6 @@ def run(
         raise UsageError(f"--tiles and --overlap belong to semantic models; {bundle} holds a promptable one")
     if not points and corners is None:
         raise PromptError("nothing to segment: give --point x,y or --box x0,y0,x1,y1")
-    if masks not in (None, 1, 3, 4):
-        raise UsageError(f"--masks {masks}: must be 1, 3 or 4")
     check_inside([p[:2] for p in points], [] if corners is None else [corners], picture.shape[:2])
     predictor = open_predictor(bundle, provider, threads)
     predictor.set_image(picture)

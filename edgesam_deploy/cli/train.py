@@ -177,9 +177,9 @@ def embed(
         if not isinstance(teacher, Sam):
             raise UsageError(f"{model}: a semantic model is no teacher here")
         items = Items(open_source(layout, data, split), ItemOptions(teacher.image_size))
-        count = 0
+        count = left = 0
         with progress_bar(-(-len(items) // here.world), lines=10) as progress:
-            for count in write_embeddings(
+            for count, left in write_embeddings(  # noqa: B007 - what the last one says
                 teacher.to(here.device),
                 items,
                 out,
@@ -188,5 +188,7 @@ def embed(
                 batch_size=batch_size,
             ):
                 progress(f"{count} pictures")
-    made = {"folder": str(out), "pictures": len(items), "written by this rank": count}
-    print_json(made) if json else say(f"{out}: embeddings of {len(items)} pictures, {count} of them now")
+    made = {"folder": str(out), "pictures": len(items), "written by this rank": count, "left out by this rank": left}
+    print_json(made) if json else say(f"{out}: {count} embeddings written now, for a data set of {len(items)} pictures")
+    if left:
+        note(f"{left} pictures cannot be read and have no embedding; edgesam-deploy data check names them")

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import html
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from edgesam_deploy.toolkits import require
 MODES = {"add inside": "inside", "add outside": "outside", "remove": "remove", "box (two corners)": "box"}
 FONT = ["system-ui", "sans-serif"]
 HEAD = ("artifact", "mask", "score", "time")
+KEPT = 3600  # seconds that what visitors upload and download is kept
 DRAG = (Path(__file__).parent / "drag.js").read_text("utf-8")
 
 
@@ -32,6 +35,7 @@ class Page:
     def __init__(self, shown: tuple[Shown, ...], limits: Limits, remark: str = "") -> None:
         self.gradio: Any = require("gradio", "the demo")
         self.shown, self.limits, self.remark = shown, limits, remark
+        self.downloads = tempfile.TemporaryDirectory(prefix="edgesam_deploy_demo_")  # gone with this process
         self.promptable = all(isinstance(entry.predictor, PromptPredictor) for entry in shown)
         self.views = len(shown) + (len(shown) == 2 and self.promptable)
 
@@ -61,7 +65,7 @@ class Page:
         """The page as gradio's Blocks."""
         gr = self.gradio
         # what visitors upload and download is deleted an hour later
-        with gr.Blocks(title="edgesam-deploy", analytics_enabled=False, delete_cache=(600, 3600)) as app:
+        with gr.Blocks(title="edgesam-deploy", analytics_enabled=False, delete_cache=(600, KEPT)) as app:
             state = gr.State(None)  # a session comes with its first use: gradio copies what stands here, models and all
             names = " and ".join(entry.label for entry in self.shown)
             gr.Markdown(f"## {names}\n{self.remark}")
@@ -151,7 +155,10 @@ class Page:
                 data = content(session or Session(self.shown, self.limits))
             except EdgeSamDeployError as e:
                 raise self.gradio.Error(str(e), print_exception=False) from e
-            path = Path(tempfile.mkdtemp(prefix="edgesam_deploy_demo_")) / name
+            for old in Path(self.downloads.name).iterdir():  # gradio sends a copy, which it deletes by itself
+                if old.stat().st_mtime < time.time() - KEPT:
+                    shutil.rmtree(old, ignore_errors=True)
+            path = Path(tempfile.mkdtemp(dir=self.downloads.name)) / name
             path.write_bytes(data)
             return str(path)
 

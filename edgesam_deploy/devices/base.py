@@ -129,7 +129,8 @@ class Device(ABC):
             _stop(process)
         if code != 0 and (code == self.lost_code or not self._answers()):
             raise ConnectionLost(f"the connection to {self.name} broke while {words[0]} ran")
-        return code, self.ran(f"cat {shlex.quote(self.folder)}/stderr.txt")
+        there = shlex.quote(self.folder)
+        return code, self.ran(f"rm -f {there}/{RUNNING}; cat {there}/stderr.txt")  # its number may be another's soon
 
     def ran(self, script: str) -> str:
         """What a short script prints there, whatever it ends with."""
@@ -162,6 +163,7 @@ class Device(ABC):
 
     def transfer(self, words: list[str], **how: Any) -> None:
         """Run a command that copies. Raises ConnectionLost with what it says where it fails."""
+        how.setdefault("stdin", subprocess.DEVNULL)
         done = subprocess.run(words, stderr=subprocess.PIPE, check=False, start_new_session=True, **how)
         if done.returncode != 0:
             said = done.stderr.decode(errors="replace").strip().splitlines()

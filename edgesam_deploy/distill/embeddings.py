@@ -48,7 +48,9 @@ class EmbeddingWriter:
         size = _record_bytes(self.shape, layout)
         lines = [line for line in _whole_lines(names[0]) if line]
         have = min(len(lines), names[1].stat().st_size // size if names[1].exists() else 0)
-        names[0].write_text("".join(f"{line}\n" for line in lines[:have]))
+        text = "".join(f"{line}\n" for line in lines[:have])
+        if not names[0].exists() or names[0].read_text() != text:
+            write_whole(names[0], lambda partial: partial.write_text(text))  # a list cut short would cost the values
         with names[1].open("ab") as file:
             file.truncate(have * size)
         self.keys: TextIO = names[0].open("a")
@@ -134,14 +136,17 @@ class EmbeddingReader(Mapping[str, NDArray[np.float16]]):
 
 def embed(
     teacher: Sam, items: Items, folder: Path, layout: Layout, ranks: Ranks, *, batch_size: int = 1
-) -> Iterator[int]:
-    """Write the embeddings of all items that have none yet; yields how many of this rank's are done."""
+) -> Iterator[tuple[int, int]]:
+    """Write the embeddings of all items that have none yet; yields how many of this rank's are written, and how many
+    were left out since they cannot be read.
+    """
     size = teacher.image_size // 16
     shape = (teacher.config.embed_dim, size, size)
     done = written(folder, shape)
     ranks.wait()  # nobody writes while another still looks at what is there
     todo = [i for i, name in enumerate(items.source.names[: len(items)]) if name not in done][ranks.rank :: ranks.world]
     writer = EmbeddingWriter(folder, shape, layout, rank=ranks.rank, about=str(teacher.weights))
+    made = broken = 0
     try:
         for start in range(0, len(todo), batch_size):
             chosen = [items[i] for i in todo[start : start + batch_size]]
@@ -152,7 +157,8 @@ def embed(
                     found = teacher.image_encoder(images).float().cpu()
                 for item, embedding in zip(usable, found, strict=True):
                     writer.write(item.name, embedding)
-            yield min(start + batch_size, len(todo))
+            made, broken = made + len(usable), broken + len(chosen) - len(usable)
+            yield made, broken
     finally:
         writer.close()
 
@@ -187,6 +193,9 @@ def _recognised(folder: Path, shape: tuple[int, ...]) -> tuple[Path, Layout]:
 def _write_meta(folder: Path, shape: tuple[int, ...], about: str) -> None:
     if (folder / META).exists():
         _recognised(folder, shape)
+        held = json.loads((folder / META).read_text()).get("teacher")
+        if about and held and held != about:
+            raise DataError(f"{folder}: holds embeddings of {held}, not of {about}; choose another folder")
         return
     text = json.dumps({"dtype": "float16", "shape": list(shape), "teacher": about, "version": 1}, sort_keys=True)
     write_whole(folder / META, lambda partial: partial.write_text(text + "\n"))

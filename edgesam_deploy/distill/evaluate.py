@@ -337,22 +337,23 @@ def average_precision(
     for found in detections:
         by_picture.setdefault(found["image_id"], []).append(found)
     results = []
-    for index, image_id in enumerate(source.ids):
-        progress(source.names[index])
+    for image_id in source.all_ids:  # also those without an object: what is found there is wrong
+        progress(str(image_id))
         own = by_picture.get(image_id, [])
         if not own:
             continue
-        predictor.set_image(source.read(index, masks=False).image)
+        predictor.set_image(source.picture(image_id))
         boxes = np.array([d["bbox"] for d in own], np.float32)
         boxes[:, 2:] += boxes[:, :2]
         masks, _, _ = predictor.predict_batch(boxes=boxes, num_multimask_outputs=1)
         for entry, mask in zip(own, masks[:, 0], strict=True):
-            results.append({**entry, "segmentation": rle_to_coco(mask_to_rle(mask))})
+            kept = {key: value for key, value in entry.items() if key != "bbox"}  # with it, areas would be the boxes'
+            results.append({**kept, "segmentation": rle_to_coco(mask_to_rle(mask))})
     if not results:
         raise UsageError("detections: none of their image_ids is a picture of this data set")
     with contextlib.redirect_stdout(io.StringIO()):  # it prints its table to stdout, which is for results
         judged = COCOeval(source.api, source.api.loadRes(results), "segm")
-        judged.params.imgIds = list(source.ids)
+        judged.params.imgIds = list(source.all_ids)
         judged.evaluate()
         judged.accumulate()
         judged.summarize()

@@ -111,11 +111,10 @@ class RankBatchNorm2d(nn.BatchNorm2d):
         if not self.training:
             return super().forward(x)
         local = x.new_tensor(float(x.numel() // x.shape[1]))
-        sums = torch.cat([x.sum((0, 2, 3)), x.square().sum((0, 2, 3)), local[None]])
-        total: Tensor = _SumOverRanks.apply(sums)  # type: ignore[no-untyped-call]
-        channels, count = x.shape[1], total[-1]
-        mean = total[:channels] / count
-        variance = total[channels:-1] / count - mean.square()
+        total: Tensor = _SumOverRanks.apply(torch.cat([x.sum((0, 2, 3)), local[None]]))  # type: ignore[no-untyped-call]
+        mean, count = total[:-1] / total[-1], total[-1]
+        apart = (x - mean[:, None, None]).square().sum((0, 2, 3))  # E[x^2] - mean^2 may come out below 0
+        variance: Tensor = _SumOverRanks.apply(apart) / count  # type: ignore[no-untyped-call]
         with torch.no_grad():
             assert self.running_mean is not None
             assert self.running_var is not None

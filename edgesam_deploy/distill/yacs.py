@@ -162,7 +162,6 @@ def _area(bound: Any, path: Path) -> float:
 
 def _model(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
     kind = values["MODEL.TYPE"]
-    decoder: dict[str, Any] = {}
     if kind not in ENCODERS:
         raise UsageError(f"{path}: MODEL.TYPE {kind!r}: a student is one of {', '.join(ENCODERS)}")
     if values.get("MODEL.MASK_HQ") or values["DISTILL.RPN_HEAD"] != "none":
@@ -175,16 +174,12 @@ def _model(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
         encoder["fuse"] = False
     if values["DISTILL.UPSAMPLE_MODE"] != "bicubic":
         encoder["upsample"] = values["DISTILL.UPSAMPLE_MODE"]
-    if values["DISTILL.LORA"]:
-        decoder["lora"] = 16
     config: dict[str, Any] = {"image_encoder": encoder} if encoder else {}
     if values["DATA.IMG_SIZE"] != 1024:
         config["image_size"] = values["DATA.IMG_SIZE"]
     short = ENCODERS[kind]
     if values["DISTILL.ENCODER_ONLY"]:
         return {"name": f"repvit_{short}", "config": config}
-    if decoder:
-        config["mask_decoder"] = decoder
     dyt = "edge_sam_dyt" if values.get("DISTILL.MASK_DYT") else "edge_sam_dyt_frozen_mask"
     name = {"m1": "edge_sam", "m1_dyt": dyt}.get(short, f"edge_sam_{short}")
-    return {"name": name, "config": config}
+    return {"name": name, "config": config, "lora": 16 if values["DISTILL.LORA"] else 0}

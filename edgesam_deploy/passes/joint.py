@@ -7,9 +7,10 @@ prompts ───────────────────────┴
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
-from edgesam_deploy.contract import sample_inputs
+from edgesam_deploy.contract import IMAGE_ENCODER, sample_inputs
 from edgesam_deploy.errors import PassError
 from edgesam_deploy.passes.engine import SEEDS, Engine, Rewrite, Step, _blaming, _worst
 from edgesam_deploy.passes.execute import Arrays, run_program
@@ -68,6 +69,21 @@ def run_joint_on_twin(
         rewrite(encoder, decoder.copy())
         engine.steps[-1] = replace(engine.steps[-1], on_twin=True)
     return encoder, twin, after
+
+
+def run_joint_passes(
+    engine: Engine, programs: list[Program], twins: dict[str, Program], passes: Sequence[JointPass]
+) -> tuple[list[Program], dict[str, Program]]:
+    """The parts, and what stands in for the encoder in proofs, after the passes that move work between the two."""
+    for rewrite in passes if len(programs) == 2 else ():
+        encoder, decoder = programs
+        if IMAGE_ENCODER in twins:
+            encoder, twin, decoder = run_joint_on_twin(engine, encoder, twins[IMAGE_ENCODER], decoder, rewrite)
+            twins = {**twins, IMAGE_ENCODER: twin}
+        else:
+            encoder, decoder = run_joint(engine, encoder, decoder, rewrite)
+        programs = [encoder, decoder]
+    return programs, twins
 
 
 def composed(encoder: Program, decoder: Program, image: Arrays, prompts: Arrays) -> Arrays:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import onnx_ir as ir
 
@@ -27,10 +29,11 @@ def rounded(model: ir.Model) -> ir.Model:
     ONNX Runtime's CPU has kernels neither for most operators of float16 nor for any of bfloat16; float16 it computes in
     fp32 and takes the roundings between them away ("InsertedPrecisionFreeCast"), so that only weights lose bits and
     an overflow does not show. A pair of Casts that the graph has itself stays. Sums are in fp32, as those of tensor
-    cores are; what a kernel rounds inside of itself is not seen. Inputs and outputs of the graph are fp32 already.
+    cores are; what a kernel rounds inside of itself is not seen. Inputs and outputs of the graph keep their types.
     """
     copy = model.clone()
     graph = copy.graph
+    ends = {value: value.dtype for value in (*graph.inputs, *graph.outputs) if value.dtype in HALVES}
     kinds = {value: value.dtype for value in _values(graph) if value.dtype in HALVES}
     for value in kinds:
         value.type = ir.TensorType(ir.DataType.FLOAT)
@@ -41,7 +44,33 @@ def rounded(model: ir.Model) -> ir.Model:
         for value in node.outputs:
             if value in kinds and node.op_type not in MOVES:
                 _round(graph, node, value, kinds[value])
+    _narrow_ends(graph, ends)
     return copy
+
+
+def _narrow_ends(graph: ir.Graph, ends: Mapping[ir.Value, ir.DataType | None]) -> None:
+    """Casts behind inputs and in front of outputs that were half."""
+    for value in graph.inputs:
+        if value in ends:
+            wide = ir.node("Cast", [value], {"to": ir.DataType.FLOAT}, name=f"{value.name}_wide")
+            _describe(wide, f"{value.name}_wide", ir.DataType.FLOAT, value.shape)
+            value.type = ir.TensorType(ends[value])  # type: ignore[arg-type]
+            for user, index in list(value.uses()):
+                if user is not wide:
+                    user.replace_input_with(index, wide.outputs[0])
+            graph.insert_before(graph[0], wide)
+    for index, value in enumerate(list(graph.outputs)):
+        if value in ends:
+            narrow = ir.node("Cast", [value], {"to": ends[value]}, name=f"{value.name}_narrow")
+            _describe(narrow, str(value.name), ends[value], value.shape)
+            value.name = f"{value.name}_wide"
+            graph.append(narrow)
+            graph.outputs[index] = narrow.outputs[0]
+
+
+def _describe(node: ir.Node, name: str, dtype: ir.DataType | None, shape: ir.Shape | None) -> None:
+    result = node.outputs[0]
+    result.name, result.shape, result.type = name, shape, ir.TensorType(dtype)  # type: ignore[arg-type]
 
 
 def _values(graph: ir.Graph) -> list[ir.Value]:
@@ -58,7 +87,6 @@ def _widen_attributes(node: ir.Node) -> None:
 
 
 def _round(graph: ir.Graph, node: ir.Node, value: ir.Value, kind: ir.DataType) -> None:
-    assert not value.is_graph_output(), f"{value.name} is an output in {kind.name}; outputs are fp32"
     down = ir.node("Cast", [value], {"to": kind}, name=f"{value.name}_down")
     up = ir.node("Cast", [down.outputs[0]], {"to": ir.DataType.FLOAT}, name=f"{value.name}_up")
     for cast, dtype in ((down, kind), (up, ir.DataType.FLOAT)):

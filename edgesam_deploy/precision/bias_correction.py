@@ -11,7 +11,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from edgesam_deploy.toolkits import require
+from edgesam_deploy.precision.probes import probe_session
 
 Arrays = Mapping[str, NDArray[Any]]
 BIAS_INPUT = {"Conv": 2, "ConvTranspose": 2, "Gemm": 2}
@@ -96,16 +96,13 @@ def _mean_outputs(
     model: onnx.ModelProto, layers: Sequence[Layer], weights: Mapping[str, NDArray[np.float32]], rows: Sequence[Arrays]
 ) -> list[NDArray[np.float64]]:
     """(channels,) per layer: the mean of what it would give with these weights and no bias, on its own inputs."""
-    ort = require("onnxruntime", "correcting biases")
     probe = onnx.ModelProto()
     probe.CopyFrom(model)
     del probe.graph.output[:]
     for index, layer in enumerate(layers):
         _attach(probe.graph, layer, f"probe.{index}", weights[layer.weight])
         probe.graph.output.append(helper.make_empty_tensor_value_info(f"probe.{index}.mean"))
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    session = ort.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = probe_session(probe, "correcting biases")
     sums = [np.zeros((), np.float64) for _ in layers]
     for row in rows:
         sums = [total + mean for total, mean in zip(sums, session.run(None, dict(row)), strict=True)]

@@ -64,6 +64,31 @@ def artifact_of(
         return BundleSegmenter(bundle, dict(runs)) if SEGMENTER in runs else BundlePredictor(bundle, dict(runs))
 
 
+def given_to(
+    part: str,
+    programs: Sequence[Program],
+    target: Target,
+    interface: Interface | SegmenterInterface,
+    computed: Callable[[Program], Run],
+) -> tuple[BundlePredictor | BundleSegmenter, list[Mapping[str, Tensor]]]:
+    """An artifact whose parts are what ``computed`` makes of their programs, and a list, which fills with what ``part``
+    is given whenever the artifact answers.
+    """
+    seen: list[Mapping[str, Tensor]] = []
+
+    def watched(program: Program) -> ProgramRunner:
+        run = computed(program)
+
+        def noted(inputs: dict[str, Tensor]) -> list[Tensor]:
+            if program.name == part:
+                seen.append({name: value.clone() for name, value in inputs.items()})
+            return run(inputs)
+
+        return ProgramRunner(program, noted, "in memory")
+
+    return artifact_of(programs, target, interface, {p.name: watched(p) for p in programs}), seen
+
+
 def aten_passes(pipeline: Sequence[Pass]) -> tuple[Pass, ...]:
     """The passes of a pipeline that come before the program changes its dialect."""
     names = [step.name for step in pipeline]

@@ -10,14 +10,13 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-from edgesam_deploy.toolkits import require
+from edgesam_deploy.precision.probes import probe_session
 
 Arrays = Mapping[str, NDArray[Any]]
 
 
 def extremes(model: onnx.ModelProto, rows: Sequence[Arrays], names: Collection[str]) -> dict[str, tuple[float, float]]:
     """(least, most) of each named value over ``rows``, reduced inside the graph: whole maps take gigabytes."""
-    ort = require("onnxruntime", "calibrating")
     probe = onnx.ModelProto()
     probe.CopyFrom(model)
     del probe.graph.output[:]
@@ -27,8 +26,6 @@ def extremes(model: onnx.ModelProto, rows: Sequence[Arrays], names: Collection[s
             result = f"probe.{index}.{operator}"
             probe.graph.node.append(helper.make_node(operator, [name], [result], keepdims=0))
             probe.graph.output.append(helper.make_tensor_value_info(result, onnx.TensorProto.FLOAT, []))
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    session = ort.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = probe_session(probe, "calibrating")
     found = np.array([session.run(None, dict(row)) for row in rows], np.float32).reshape(len(rows), -1, 2)
     return {name: (float(found[:, i, 0].min()), float(found[:, i, 1].max())) for i, name in enumerate(ordered)}

@@ -11,8 +11,8 @@ from edgesam_deploy.contract import IMAGE_ENCODER, SEGMENTER
 from edgesam_deploy.errors import UsageError
 from edgesam_deploy.parity import Bounds, bounds_of, few_pictures
 from edgesam_deploy.passes.program import Program
-from edgesam_deploy.precision.composed import ProgramRunner, artifact_of
-from edgesam_deploy.precision.emulate import LABEL, Emulation
+from edgesam_deploy.precision.composed import given_to
+from edgesam_deploy.precision.emulate import Emulation
 from edgesam_deploy.precision.islands import Islands, find_islands
 from edgesam_deploy.precision.shown import run_on
 
@@ -62,18 +62,8 @@ def _samples(
     pictures: Pictures,
 ) -> tuple[list[Mapping[str, Tensor]], Bounds]:
     """What a part is given when the parts run one after the other in emulated fp16, a prompt per picture."""
-    seen: list[Mapping[str, Tensor]] = []
-
-    def runner(program: Program) -> ProgramRunner:
-        emulation = Emulation(program, target.islands(program))
-
-        def run(inputs: dict[str, Tensor]) -> list[Tensor]:
-            if program.name == part:
-                seen.append({name: value.clone() for name, value in inputs.items()})
-            return emulation.run(inputs)
-
-        return ProgramRunner(program, run, LABEL)
-
-    artifact = artifact_of(programs, target, interface, {p.name: runner(p) for p in programs})
+    artifact, seen = given_to(
+        part, programs, target, interface, lambda program: Emulation(program, target.islands(program)).run
+    )
     run_on(artifact, pictures, prompts=part != IMAGE_ENCODER)
     return seen, bounds_of(artifact.bundle)[1]

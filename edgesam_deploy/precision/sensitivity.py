@@ -14,6 +14,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from torch.fx import Node
 from edgesam_deploy.model.fetch import cache_folder
 from edgesam_deploy.passes.program import Program, operator
 from edgesam_deploy.precision.calibration_rows import calibration_set
-from edgesam_deploy.precision.composed import ProgramRunner, artifact_of
+from edgesam_deploy.precision.composed import given_to
 from edgesam_deploy.precision.islands import shares_of
 from edgesam_deploy.precision.shown import run_on
 from edgesam_deploy.precision.walk import Walker, called, module_path
@@ -65,7 +66,8 @@ def sensitivity(
     """
     chosen = calibration_set(getattr(target, "calibration", None))
     pictures = dict(list(chosen.pictures.items())[:SCANNED])
-    path = cache_folder() / "sensitivity" / f"{_key(model, target, [chosen.sha256[name] for name in pictures])}.json"
+    key = _key(model, target, programs, [chosen.sha256[name] for name in pictures])
+    path = cache_folder() / "sensitivity" / f"{key}.json"
     known = _read(path)
     found: list[LayerCost] = [] if known is None else known
     for program in programs:
@@ -80,10 +82,18 @@ def sensitivity(
     return found
 
 
-def _key(model: Sam | Cwsam, target: Target, pictures: Sequence[str]) -> str:
+def _key(model: Sam | Cwsam, target: Target, programs: Sequence[Program], pictures: Sequence[str]) -> str:
+    """Of all that the answer depends on: the weights themselves, since a model may be trained after it was loaded, and
+    the layers' names, which are PyTorch's and the passes'.
+    """
     options = {name: value for name, value in target.options().items() if name != "keep"}
-    about = [SCHEMA, asdict(model.weights), asdict(model.config), target.name, options, list(pictures)]
-    return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:32]
+    layers = [[node.name for node in layers_of(program)] for program in programs]
+    about = [SCHEMA, asdict(model.config), target.name, options, list(pictures), layers]
+    found = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode())
+    for name, value in sorted(model.state_dict().items()):
+        found.update(name.encode())
+        found.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return found.hexdigest()[:32]
 
 
 def _write(path: Path, costs: Sequence[LayerCost]) -> None:
@@ -110,19 +120,9 @@ def _samples(
     pictures: Pictures,
 ) -> list[Mapping[str, Tensor]]:
     """What a part is given when the parts run one after the other in fp32, two prompts per picture."""
-    seen: list[Mapping[str, Tensor]] = []
-
-    def runner(program: Program) -> ProgramRunner:
-        walker = Walker(program)
-
-        def run(inputs: dict[str, Tensor]) -> list[Tensor]:
-            if program.name == part:
-                seen.append({name: value.clone() for name, value in inputs.items()})
-            return walker.run(inputs, called)
-
-        return ProgramRunner(program, run, "fp32")
-
-    artifact = artifact_of(programs, target, interface, {p.name: runner(p) for p in programs})
+    artifact, seen = given_to(
+        part, programs, target, interface, lambda program: partial(Walker(program).run, compute=called)
+    )
     run_on(artifact, pictures, prompts=part == programs[-1].name)
     return seen
 

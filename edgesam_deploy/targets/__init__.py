@@ -12,6 +12,7 @@ from edgesam_deploy.targets.base import Target
 
 TARGETS: dict[str, str] = {
     "onnx": "edgesam_deploy.targets.onnx:OnnxTarget",
+    "openvino": "edgesam_deploy.targets.openvino:OpenvinoTarget",
     "npu": "edgesam_deploy.targets.npu:NpuTarget",
     "qnn": "edgesam_deploy.targets.qnn.target:QnnTarget",
     "tflite": "edgesam_deploy.targets.tflite:TfliteTarget",

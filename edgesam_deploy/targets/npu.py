@@ -79,6 +79,10 @@ class NpuTarget(OnnxTarget):
             object.__setattr__(self, "opset", PROFILES[self.profile].opset)  # so that the manifest names the real one
         if not 11 <= self.opset <= 23:
             raise UsageError(f"--opset {self.opset}: must be 11 to 23")
+        if self.io == "sam":  # which resizes to sizes that are data, with operators of later opsets
+            raise UsageError(
+                f"--io sam: its masks are resized by orig_im_size, which {self.name} files cannot; use edgesam-npu"
+            )
         if self.split and self.prompts_per_image > 1:
             raise UsageError("--split and --prompts-per-image both move work between parts; leave one out")
 

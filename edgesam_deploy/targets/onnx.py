@@ -15,8 +15,9 @@ from edgesam_deploy.contract import MASK_DECODER, Interface, SegmenterInterface
 from edgesam_deploy.errors import BundleError, EdgeSamDeployError, MissingToolkit, UsageError
 from edgesam_deploy.precision.calibration import encoder_inputs
 from edgesam_deploy.precision.calibration_rows import CALIBRATION, SHIPPED, calibration_set
-from edgesam_deploy.targets.base import Arrays, Bits, Target, option
+from edgesam_deploy.targets.base import Arrays, Bits, Runner, Target, option
 from edgesam_deploy.targets.integration import write_integration
+from edgesam_deploy.targets.openvino_runner import OPENVINO, OpenvinoRunner
 from edgesam_deploy.toolkits import require
 
 if TYPE_CHECKING:
@@ -192,8 +193,8 @@ class OnnxTarget(Target):
 
     def load(
         self, path: Path, *, part: str = "", provider: str = "cpu", threads: int = 0, lean: bool = False
-    ) -> OnnxRunner:
-        return OnnxRunner(path, provider, threads, lean)
+    ) -> Runner:
+        return OpenvinoRunner(path, threads) if provider == OPENVINO else OnnxRunner(path, provider, threads, lean)
 
 
 def _weight_bytes(model: ir.Model) -> int:
@@ -211,7 +212,9 @@ class OnnxRunner:
     def __init__(self, path: Path, provider: str = "cpu", threads: int = 0, lean: bool = False) -> None:
         ort = require("onnxruntime", "running an ONNX artifact")
         if provider not in PROVIDERS:
-            raise UsageError(f"--provider {provider}: must be {' or '.join(PROVIDERS)}")
+            raise UsageError(
+                f"--provider {provider}: must be {' or '.join(PROVIDERS)}, or {OPENVINO} for the onnx and npu targets"
+            )
         if PROVIDERS[provider] not in ort.get_available_providers():
             raise MissingToolkit(
                 f"--provider {provider} needs an onnxruntime with {PROVIDERS[provider]} "
@@ -222,12 +225,18 @@ class OnnxRunner:
         options.enable_cpu_mem_arena = options.enable_mem_pattern = not lean
         if threads:
             options.intra_op_num_threads = threads
-        try:
-            self.session = ort.InferenceSession(str(path), options, providers=[PROVIDERS[provider]])
+        wanted = PROVIDERS[provider]
+        try:  # enable_fallback: without it an error of the provider means another try on the CPU
+            self.session = ort.InferenceSession(str(path), options, providers=[wanted], enable_fallback=0)
         except Exception as e:  # its error types derive from Exception alone
             first = str(e).splitlines()[0]
             raise BundleError(f"{path} cannot be loaded ({first}); edgesam-deploy verify tells if it is damaged") from e
-        self.description = f"onnxruntime {ort.__version__}, {PROVIDERS[provider]}"
+        if self.session.get_providers()[0] != wanted:  # it was compiled in, and its libraries are not here
+            raise MissingToolkit(
+                f"--provider {provider}: this onnxruntime has {wanted}, but could not start it (a driver or a library "
+                "such as cuDNN is missing) and would compute on the CPU"
+            )
+        self.description = f"onnxruntime {ort.__version__}, {wanted}"
         self.outputs = [out.name for out in self.session.get_outputs()]
 
     def __call__(self, inputs: Arrays) -> dict[str, NDArray[Any]]:

@@ -1,4 +1,4 @@
-"""8 bit as ONNX Runtime's CPU kernels are fast with: the trunk of convolutions stays in uint8 from end to end.
+"""8 bit as CPU kernels are fast with: the trunk of convolutions stays in uint8 from end to end.
 
     x ── Conv ── Gelu ── Conv ── Add          every tensor between: QuantizeLinear, DequantizeLinear (uint8, zero point)
                                               weights int8 by output channel, biases int32
@@ -7,6 +7,8 @@ ONNX Runtime makes QLinearConv, QLinearAdd, QLinearMul and QLinearSigmoid of the
 8-bit GELU, and between 8-bit convolutions an fp32 one costs three passes over the map. So x Phi(x) becomes
 x sigmoid(1.702 x) (Hendrycks and Gimpel 2016, section 2): a table of 256 entries and a product, off by at most 0.0203.
 What that shifts the mean of the next layer by goes into its bias, as does what rounding the weights does.
+
+OpenVINO computes GELU and sums inside of the convolution before them and quantises its result there (``fused``).
 """
 
 from __future__ import annotations
@@ -25,35 +27,42 @@ from edgesam_deploy.passes.onnx.graph import add_initializer, add_node, constant
 from edgesam_deploy.passes.program import Program
 from edgesam_deploy.precision.bias_correction import bias_corrected
 from edgesam_deploy.precision.extremes import extremes
-from edgesam_deploy.toolkits import require
+from edgesam_deploy.precision.probes import probe_session
 
 Arrays = Mapping[str, NDArray[Any]]
 SLOPE = 1.702
 SUMS = ("Add", "Mul")
 LEAST = np.float32(1e-8)  # of a scale: a dead channel has none of its own
+WIDEST = 2**30  # of a bias in its steps
 FEW = 8  # input channels: of the three colours QLinearConv makes 7 ms where fp32 takes 1 (512 pixels, one thread)
 CHANNELS = 0  # axis of a convolution's weight
 
 
-def quantise(program: Program, rows: Sequence[Arrays]) -> list[str]:
+def quantise(program: Program, rows: Sequence[Arrays], *, fused: bool = False) -> list[str]:
     """Quantise a program's convolutions, and the sums, products and GELUs between them, in place; the layers' names.
 
     Ranges are those of ``rows``, inputs by name. Convolutions of single pixels (squeeze and excitation) and of the
-    three colours, norms and matrix products stay float.
+    three colours, norms and matrix products stay float. ``fused``: only what convolutions read is 8 bit, and what sums
+    read whose results are; the rest is for a runtime that computes it inside of the convolution before, in fp32, the
+    exact GELU as well.
     """
     _correct_biases(program, rows)
-    _gelu_by_sigmoid(program, rows)
+    if not fused:
+        _gelu_by_sigmoid(program, rows)
     _pool_means(program)
     graph = program.onnx.graph
     layers = [node for node in graph if _is_layer(node)]
-    trunk = {value for node in layers for value in (node.inputs[0], node.outputs[0]) if value is not None}
+    trunk = {value for node in layers for value in node.inputs[:1] if value is not None}
+    if not fused:
+        trunk |= {node.outputs[0] for node in layers}
+    joining = _summed if fused else _joining
     while True:
-        joined = {value for node in graph for value in _joining(node, trunk)} - trunk
+        joined = {value for node in graph for value in joining(node, trunk)} - trunk
         if not joined:
             break
         trunk |= joined
     outputs = set(graph.outputs)
-    ordered = [value for value in _values(graph) if value in trunk and value not in outputs]
+    ordered = [value for value in _values(graph) if value in trunk and (value not in outputs or value.uses())]
     found = extremes(ir.to_proto(program.onnx), rows, {str(value.name) for value in ordered})
     for value in ordered:
         _pair(graph, value, *found[str(value.name)])
@@ -74,6 +83,12 @@ def _joining(node: ir.Node, trunk: Set[ir.Value]) -> list[ir.Value]:
         return values if values[0] in trunk else []
     steep = values[0].producer() if is_standard(node, "Sigmoid") else None
     return values[1:] if steep is not None and _steep(steep) is not None and steep.inputs[0] in trunk else []
+
+
+def _summed(node: ir.Node, trunk: Set[ir.Value]) -> list[ir.Value]:
+    """The maps that a sum or product reads whose result is 8 bit."""
+    maps = [value for value in node.inputs if value is not None and constant(value) is None and _is_map(value)]
+    return maps if is_standard(node, *SUMS) and len(maps) == 2 and node.outputs[0] in trunk else []
 
 
 def _values(graph: ir.Graph) -> list[ir.Value]:
@@ -169,7 +184,6 @@ def _shift_bias(layer: ir.Node, shift: NDArray[np.float64]) -> None:
 
 def _channel_means(program: Program, rows: Sequence[Arrays], values: Sequence[ir.Value]) -> list[NDArray[np.float64]]:
     """(channels,) of each map (1, C, H, W), over rows and positions."""
-    ort = require("onnxruntime", "calibrating")
     proto = ir.to_proto(program.onnx)
     del proto.graph.output[:]
     proto.graph.initializer.append(numpy_helper.from_array(np.array([0, 2, 3]), "probe.axes"))
@@ -179,7 +193,7 @@ def _channel_means(program: Program, rows: Sequence[Arrays], values: Sequence[ir
         proto.graph.output.append(helper.make_tensor_value_info(result, onnx.TensorProto.FLOAT, None))
     if not values:
         return []
-    session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = probe_session(proto, "calibrating")
     found = [session.run(None, dict(row)) for row in rows]
     return [np.mean([row[index] for row in found], 0, np.float64) for index in range(len(values))]
 
@@ -243,18 +257,18 @@ def _quantise_weights(node: ir.Node) -> None:
     assert quantised is not None
     step = constant(quantised.inputs[1])
     assert step is not None
+    bias = constant(node.inputs[2]) if len(node.inputs) == 3 else None
     others = tuple(range(1, weight.ndim))
-    steps = np.maximum(np.abs(weight).max(others) / np.float32(127), LEAST).astype(np.float32)
+    steps = np.maximum(np.abs(weight).max(others) / np.float32(127), LEAST)
+    if bias is not None:  # in steps of the weights times the input's: of a channel without weights int32 would overflow
+        steps = np.maximum(steps, np.abs(bias) / (step * np.float32(WIDEST)))
+    steps = steps.astype(np.float32)
     shaped = steps.reshape(-1, *[1] * (weight.ndim - 1))
     small = np.clip(np.round(weight / shaped), -127, 127).astype(np.int8)
     node.replace_input_with(1, _held(node, f"{name}_weight", small, steps))
-    bias = constant(node.inputs[2]) if len(node.inputs) == 3 else None
     if bias is not None:
         product = (steps * step).astype(np.float32)
-        limit = np.iinfo(np.int32).max
-        node.replace_input_with(
-            2, _held(node, f"{name}_bias", np.clip(np.round(bias / product), -limit, limit).astype(np.int32), product)
-        )
+        node.replace_input_with(2, _held(node, f"{name}_bias", np.round(bias / product).astype(np.int32), product))
 
 
 def _held(node: ir.Node, name: str, small: NDArray[Any], steps: NDArray[np.float32]) -> ir.Value:

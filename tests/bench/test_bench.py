@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from edgesam_deploy.bench import Settings, measure
-from edgesam_deploy.bench.compare import changes, differences, parse_limit, read_result
+from edgesam_deploy.bench.compare import changes, differences, parse_limit, read_result, unmeasured
 from edgesam_deploy.bench.formats import google_benchmark_json, markdown, pytest_benchmark_json, state_line
 from edgesam_deploy.bench.measure import AGAIN, trusted
 from edgesam_deploy.bench.stages import grid, stages
@@ -219,6 +219,19 @@ def test_one_bundle_is_compared_whatever_its_name(result):
     assert len(changes(moved, one)) == len(one["bundles"][0]["stages"])
     with pytest.raises(UsageError, match="none of these bundles and stages"):
         changes(moved, result)
+
+
+def test_what_was_not_measured_is_named(result):
+    assert unmeasured(result, result) == []
+    less = json.loads(json.dumps(result))
+    gone = less["bundles"][1]["stages"].pop()["stage"]
+    name = less["bundles"][1]["name"]
+    assert unmeasured(less, result) == [f"{name}: {gone} was not measured now"]
+    assert unmeasured(result, less) == []  # more than before
+    broken = {**result, "complete": False, "incomplete_because": "the connection broke"}
+    assert unmeasured(broken, result) == ["the run is not complete: the connection broke"]
+    alone = {**result, "bundles": result["bundles"][:1]}
+    assert unmeasured(result, alone) == [f"{name}: the older result has no such bundle"]
 
 
 def test_the_mean_where_a_tool_gives_no_median(result):

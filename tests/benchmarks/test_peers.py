@@ -11,6 +11,7 @@ from benchmarks import peer_runtimes, peers
 from benchmarks.interleaved import AGAIN, Comparison, Machine, Ratio, Row
 from benchmarks.peers import OURS, OURS_INT8, REFERENCE
 from benchmarks.reference_export import example_inputs
+from edgesam_deploy.errors import MissingToolkit
 
 
 def row(name, ms, ratio):
@@ -60,7 +61,7 @@ def test_a_faster_peer_is_named(peer, line):
 
 def test_a_runtime_is_left_out_with_its_reason(monkeypatch, tmp_path):
     def missing(*_):
-        raise ImportError("No module named 'openvino'")
+        raise MissingToolkit("--provider openvino needs openvino")
 
     x = np.ones((1, 3), np.float32)
     monkeypatch.setattr(peer_runtimes, "openvino", missing)
@@ -69,7 +70,7 @@ def test_a_runtime_is_left_out_with_its_reason(monkeypatch, tmp_path):
     found, left_out = peer_runtimes.runtimes(None, "encoder", tmp_path, {}, 1, tmp_path, without=["torch.compile"])
     assert list(found) == ["LiteRT, plain conversion", "torch eager"]
     assert left_out == [
-        "OpenVINO: ImportError: No module named 'openvino'",
+        "OpenVINO: MissingToolkit: --provider openvino needs openvino",
         "ncnn: LeftOut: its outputs lie 1.0e-01 apart in relative L2, 1e-03 allowed",
         "torch.compile: as asked",
     ]

@@ -64,6 +64,7 @@ def test_an_ungated_target_has_the_same_options(target, precision):
 
 def test_the_precisions_are_the_target_s_own():
     assert precision_table.precisions_of("coreml")[0] == "fp16"
+    assert precision_table.precisions_of("npu") == ("fp32",)
     assert set(precision_table.precisions_of("tflite")) == {"fp32", "fp16", "dynamic-int8", "int8", "w8a16"}
 
 

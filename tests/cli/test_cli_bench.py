@@ -6,7 +6,7 @@ import json
 import shutil
 
 import pytest
-from command_line import DONE, USAGE, edgesam_deploy
+from command_line import DONE, ERROR, USAGE, edgesam_deploy
 
 REGRESSED = 6
 QUICK = ["--runs", "2", "--warmup", "0", "--points", "1", "--prompts", "0", "--no-cold", "--threads", "1"]
@@ -51,6 +51,11 @@ def test_a_regression_ends_with_six(pair, tmp_path):
         assert ("stages are slower than allowed" in found.err) == (code == REGRESSED)
     without = edgesam_deploy("bench", one, *QUICK, "--compare", tmp_path / "old.json")
     assert without.code == DONE
+    old["bundles"][0]["stages"].append({**old["bundles"][0]["stages"][0], "stage": "decoder, 9 points"})
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    lacking = edgesam_deploy("bench", one, *QUICK, "--compare", tmp_path / "old.json", "--fail-on", "10%")
+    assert lacking.code == ERROR
+    assert "decoder, 9 points was not measured now" in " ".join(lacking.err.split())
 
 
 def test_the_older_figures_of_the_bundle_itself(pair):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+from dataclasses import replace
 
 import pytest
 import typer
@@ -64,6 +65,22 @@ def forget_bias(program):
 def broken(monkeypatch):
     right = OnnxTarget.pipeline
     monkeypatch.setattr(OnnxTarget, "pipeline", lambda self, config: (*right(self, config)[:6], forget_bias))
+
+
+def test_what_moves_work_between_the_parts_is_searched_too(tiny, short, monkeypatch):
+    words = ["bisect", "edge_sam", "--prompts-per-image", "1024", "--points", "2"]
+    ended = edgesam_deploy(*words)
+    assert ended.code == DONE, ended.err
+    right = OnnxTarget.joint_pipeline
+
+    def forgetful(self, config):
+        (whole,) = right(self, config)
+        return (replace(whole, run=lambda encoder, decoder: whole.run(encoder, decoder) + forget_bias.run(decoder)),)
+
+    monkeypatch.setattr(OnnxTarget, "joint_pipeline", forgetful)
+    ended = edgesam_deploy(*words)
+    assert ended.code == ERROR
+    assert "left its bound on image_encoder + mask_decoder" in " ".join(ended.err.split())
 
 
 @pytest.mark.slow

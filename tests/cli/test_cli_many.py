@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 from command_line import COFFEE, DONE, ERROR, HOPPER, USAGE, edgesam_deploy
@@ -35,6 +36,9 @@ def test_a_folder_by_each_kind_of_prompt(bundles, folder, tmp_path):
     assert "2 were done already" in again.out
     other = edgesam_deploy("run", bundle, folder, "--point", "91,90", "-o", tmp_path / "point")
     assert (other.code, "another run" in other.err) == (USAGE, True)
+    shutil.copytree(folder, tmp_path / "others")
+    elsewhere = edgesam_deploy("run", bundle, tmp_path / "others", "--point", "90,90", "-o", tmp_path / "point")
+    assert (elsewhere.code, "another run" in elsewhere.err) == (USAGE, True)
 
 
 @pytest.mark.parametrize(
@@ -44,6 +48,8 @@ def test_a_folder_by_each_kind_of_prompt(bundles, folder, tmp_path):
         (["--point", "1,1", "--boxes-from", "regions"], "give prompts in one way"),
         (["--boxes-from", "region"], "did you mean regions"),
         (["--point", "1,1", "--tiles"], "one picture at a time"),
+        (["--point", "1,1", "--masks", "2"], "--masks 2"),
+        (["--point", "1,1", "--masks", "0"], "--masks 0"),
     ],
 )
 def test_what_does_not_fit_is_said(bundles, folder, tmp_path, arguments, words):

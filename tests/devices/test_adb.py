@@ -193,6 +193,11 @@ def test_what_benchmark_model_prints():
     assert (row["runs"], row["first"], row["mean"], row["min"], row["max"]) == (30, 152.31, 140.5, 139.003, 149.12)
     assert (row["load_ms"], row["std"], row["peak_memory_mb"], row["p50"]) == (41.25, 1.9, 187.4, None)
     assert parse_benchmark_model(BENCHMARK_MODEL_NEWER)["p50"] == 140.2
+    once = BENCHMARK_MODEL.replace(
+        "count=30 first=140112 curr=139911 min=139003 max=149120 avg=140500 std=1900", "count=1 curr=140500"
+    )
+    row = parse_benchmark_model(once)
+    assert (row["runs"], row["min"], row["max"], row["std"]) == (1, 140.5, 140.5, 0.0)
     for text in ("", "Segmentation fault", BENCHMARK_MODEL_FAILED, BENCHMARK_MODEL.replace("count=", "x=")):
         with pytest.raises(EdgeSamDeployError, match="gave no figures"):
             parse_benchmark_model(text)

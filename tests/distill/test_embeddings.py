@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 
 import numpy as np
@@ -111,6 +112,28 @@ def test_what_does_not_fit(tmp_path):
     (tmp_path / "embeddings.json").write_text("{")
     with pytest.raises(DataError, match="damaged"):
         EmbeddingReader(tmp_path, SHAPE)
+
+
+def test_an_opened_folder_stays_as_it_is_and_has_one_teacher(scenes, tmp_path, monkeypatch):
+    items = Items(open_source("sa1b", scenes, "train"), ItemOptions(64))
+    teacher = load("edge_sam", seed=0, config=CONFIG)
+    assert list(embed(teacher, items, tmp_path, "checked", Ranks(0, 1, CPU), batch_size=3)) == [(3, 0), (4, 0)]
+    before = {path.name: path.stat().st_ino for path in tmp_path.iterdir()}
+    assert list(embed(teacher, items, tmp_path, "checked", Ranks(0, 1, CPU))) == []
+    assert {path.name: path.stat().st_ino for path in tmp_path.iterdir()} == before  # nothing was written anew
+    with pytest.raises(DataError, match="seed 0: its masks mean nothing, not of random weights, seed 1"):
+        list(embed(load("edge_sam", seed=1, config=CONFIG), items, tmp_path, "checked", Ranks(0, 1, CPU)))
+
+
+def test_pictures_that_cannot_be_read_are_counted(scenes, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(scenes, data)
+    victim = sorted((data / "images/train").iterdir())[1]
+    victim.write_bytes(victim.read_bytes()[:100])
+    items = Items(open_source("sa1b", data, "train"), ItemOptions(64))
+    teacher = load("edge_sam", seed=0, config=CONFIG)
+    found = list(embed(teacher, items, tmp_path / "out", "checked", Ranks(0, 1, CPU), batch_size=2))
+    assert found[-1] == (3, 1)
 
 
 def test_a_teacher_is_written_in_shards_and_resumed(scenes, tmp_path):

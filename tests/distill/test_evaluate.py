@@ -214,6 +214,17 @@ def test_average_precision_of_perfect_and_of_wrong_boxes(scenes, tmp_path, sourc
     found = average_precision(Oracle(data), data, detections)
     assert found["AP50"] == pytest.approx(1.0)
     assert found["AP"] > 0.8
+    # areas are the masks', not their boxes'; and what is found where nothing is counts against
+    sizes = [r["area"] for r in rows]
+    assert (found["AP small"] >= 0) == any(size < 32**2 for size in sizes)
+    assert (found["AP medium"] >= 0) == any(32**2 <= size <= 96**2 for size in sizes)
+    blank = {"id": 77, "height": images[0]["height"], "width": images[0]["width"], "file_name": "0.png"}
+    (tmp_path / "annotations/instances_train2017.json").write_text(json.dumps({**content, "images": [*images, blank]}))
+    more = CocoSource(tmp_path, "train")
+    assert (len(more), more.all_ids[-1]) == (len(data), 77)
+    wrong = {"image_id": 77, "category_id": 1, "bbox": detections[0]["bbox"], "score": 0.99}
+    assert average_precision(Oracle(data), more, [*detections, wrong])["AP50"] < found["AP50"]
+    assert more.read(0, masks=False).name == more.names[0]
     elsewhere = [{**d, "bbox": [0, 0, 5, 5]} for d in detections]  # every mask is that of the object nearest to it
     assert average_precision(Oracle(data), data, elsewhere)["AP"] < 0.5 * found["AP"]
     with pytest.raises(UsageError, match="bbox, category_id, image_id, score"):

@@ -163,6 +163,20 @@ def landcover(tmp_path_factory):
     return root
 
 
+@pytest.mark.parametrize("kind", ["moe3b", "h10b"])
+def test_experts_learn(landcover, tmp_path, kind):
+    """What routes and what is routed to: both get gradients and move."""
+    name = {"moe3b": "cwsam_moe_3b", "h10b": "cwsam_hierarchical_moe_10b"}[kind]
+    config = json.loads((Path(__file__).parents[1] / "data" / "cwsam_configs.json").read_text())[f"cwsam_{kind}_tiny"]
+    made = semantic_recipe(landcover, train={"epochs": 1, "freeze": []}, model={"name": name, "config": config})
+    trainer = make_trainer(made, tmp_path, ALONE)
+    before = {key: value.clone() for key, value in trainer.student.state_dict().items()}
+    trainer.fit()
+    moved = {key for key, value in trainer.student.state_dict().items() if not torch.equal(value, before[key])}
+    assert any(("gate" in key or "router" in key) for key in moved)
+    assert any("expert" in key for key in moved)
+
+
 def semantic_recipe(root, **changes):
     objective = {"kind": "semantic", "cross_entropy": 1.0, "bce": 0.0, "dice": 0.0, "iou": 0.0, "multimask": 1}
     tables = {

@@ -150,6 +150,9 @@ def test_phase_2_merges_its_base(tmp_path):
     assert found.model.checkpoint == "weights/repvit_m1_distill_300.pth"  # from the base
     assert (found.model.name, found.model.from_teacher) == ("edge_sam", True)
     assert found.train.freeze == ("prompt_encoder",)
+    (tmp_path / "p3.yaml").write_text(PHASE_2.replace("{FUSE: true,", "{FUSE: true, LORA: true,"))
+    (adapted,) = read_stages(str(tmp_path / "p3.yaml"))
+    assert (adapted.model.lora, found.model.lora) == (16, 0)  # the pairs alone learn
 
 
 def test_every_key_of_the_reference_is_accounted_for():

@@ -28,7 +28,7 @@ WITH_COMMANDS = [page for page in PAGES if any(b.page == page and reason(w) is N
 HEAVY = {  # seconds: builds for several targets, searches, everything-mode
     "README.md", "docs/precision.md", "docs/devices.md", "docs/evaluation.md", "docs/training.md", "docs/passes.md",
     "docs/targets/coreml.md", "docs/targets/tflite.md", "docs/targets/tensorrt.md", "docs/targets/onnx.md",
-    "docs/targets/npu.md", "docs/demo.md", "docs/plugins.md", "docs/folders.md",
+    "docs/targets/npu.md", "docs/targets/openvino.md", "docs/demo.md", "docs/plugins.md", "docs/folders.md",
 }  # fmt: skip
 PROMPTABLE = [name for name in FAMILY if not name.startswith("cwsam")]  # a size of the others comes from --config
 NO_DEVICE = "--device"  # no phone and no board here: the command ends with that exit code

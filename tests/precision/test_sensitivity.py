@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
@@ -94,6 +95,11 @@ def test_a_scan_is_made_once(prepared, cache, monkeypatch):
     sensitivity(model, make_target("tensorrt", precision="int8", attention="fused"), interface, programs)
     assert scanned == ["image_encoder"] * 2
     assert len(list(cache.iterdir())) == 2
+    trained = copy.deepcopy(model)
+    with torch.no_grad():
+        next(trained.parameters()).mul_(2)
+    sensitivity(trained, target, interface, programs)  # where the weights came from says nothing about them now
+    assert scanned == ["image_encoder"] * 3
 
 
 def test_layers_are_kept_by_name(prepared):

@@ -1,6 +1,7 @@
 """The generated code does what the Python predictor does, tensor by tensor; compiled with every warning an error.
 
-In C++ always; in Kotlin as a slow test where ``kotlinc`` and ``java`` are found, in Swift where ``swiftc`` is.
+In C++ always; in Kotlin as a slow test where ``kotlinc`` and ``java`` are found, in Swift where ``swiftc`` is. Long
+because one driver per language, built once, serves every test here.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgesam_deploy.distill.data.sources import Annotated, Source, decode_masks, xywh_to_xyxy
 from edgesam_deploy.errors import DataError
@@ -24,14 +25,16 @@ FILES = {
 
 class CocoSource(Source):
     """ROOT/annotations/{file of the kind} and ROOT/{trainval or split}/{picture}; crowds are left out, as are the
-    pictures in ROOT/annotations/ignore.json (a list of ids) and those without an object. No prompt points.
+    pictures in ROOT/annotations/ignore.json (a list of ids) and those without an object (``all_ids`` has these). No
+    prompt points.
     """
 
     def __init__(self, root: Path, split: str, kind: str = "coco", file: Path | None = None) -> None:
         self.file = file or root / "annotations" / FILES[kind].format(split=split)
         self.api = load_annotations(self.file)
         ignored = set(_ignored(root / "annotations" / "ignore.json"))
-        self.ids = sorted(i for i in self.api.imgs if i not in ignored and self._objects(i))
+        self.all_ids = sorted(i for i in self.api.imgs if i not in ignored)
+        self.ids = [i for i in self.all_ids if self._objects(i)]
         self.names = [str(i) for i in self.ids]
         self.folders = [root / "trainval", root / split, root / f"{split}2017", root]
 
@@ -39,8 +42,9 @@ class CocoSource(Source):
         found = (self.api.anns[a["id"]] for a in self.api.imgToAnns[image_id])
         return sorted((a for a in found if not a.get("iscrowd")), key=lambda a: a["id"])
 
-    def read(self, index: int, *, masks: bool) -> Annotated:
-        record = self.api.imgs[self.ids[index]]
+    def picture(self, image_id: int) -> NDArray[np.uint8]:
+        """(H, W, 3) RGB. Raises DataError where it is missing or of another size than the file says."""
+        record = self.api.imgs[image_id]
         where = f"{self.file}: picture {record['id']}"
         # LVIS names its pictures by address only
         name = record.get("file_name") or Path(record.get("coco_url", "")).name
@@ -52,12 +56,17 @@ class CocoSource(Source):
             raise DataError(
                 f"{where}: {path} is of {image.shape[:2]}, not of the {record['height']} x {record['width']}"
             )
-        rows = self._objects(record["id"])
+        return image
+
+    def read(self, index: int, *, masks: bool) -> Annotated:
+        image_id = self.ids[index]
+        image, where = self.picture(image_id), f"{self.file}: picture {image_id}"
+        rows = self._objects(image_id)
         boxes = xywh_to_xyxy([row["bbox"] for row in rows], where)
         decoded = None
         if masks:
             decoded = decode_masks([row["segmentation"] for row in rows], image.shape[:2], where)
-        return Annotated(path.stem, image, boxes, None, decoded)
+        return Annotated(self.names[index], image, boxes, None, decoded)
 
 
 def load_annotations(file: Path) -> Any:

@@ -5,12 +5,20 @@ The mixtures hold their weights under the checkpoint's names; the routing operat
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from torch import Tensor, nn
 
 from edgesam_deploy.model.cwsam.configs import ExpertsConfig
-from edgesam_deploy.model.cwsam.routing import ACTIVATIONS, Activation, expert_choice, token_choice
+from edgesam_deploy.model.cwsam.routing import (
+    ACTIVATIONS,
+    Activation,
+    expert_choice,
+    experts_choose,
+    learns,
+    token_choice,
+    tokens_choose,
+)
 
 
 class DenseMlp(nn.Module):
@@ -39,7 +47,8 @@ class TokenChoice(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         tokens, gate = x.flatten(0, -2), self.gate
         weights = _weights(self.experts, "02")
-        mixed: Tensor = token_choice(tokens, gate.weight, gate.bias, *weights, self.chosen, self.activation)
+        route: Callable[..., Tensor] = tokens_choose if learns(tokens, gate.weight, *weights[0]) else token_choice
+        mixed = route(tokens, gate.weight, gate.bias, *weights, self.chosen, self.activation)
         return mixed.reshape(x.shape)
 
 
@@ -76,11 +85,14 @@ class ExpertChoice(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         groups = [group for group in self.expert_groups if isinstance(group, ExpertGroup)]
-        mixed: Tensor = expert_choice(
-            x.flatten(0, -2),
+        tokens, routers = x.flatten(0, -2), [group.router.weight for group in groups]
+        weights = _weights((shard for group in groups for shard in group.shards()), "03")
+        route: Callable[..., Tensor] = experts_choose if learns(tokens, *routers, *weights[0]) else expert_choice
+        mixed = route(
+            tokens,
             self.group_router.weight,
-            [group.router.weight for group in groups],
-            *_weights((shard for group in groups for shard in group.shards()), "03"),
+            routers,
+            *weights,
             self.cfg.shards,
             self.cfg.capacity,
             self.cfg.groups_chosen,

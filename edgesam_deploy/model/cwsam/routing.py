@@ -2,7 +2,7 @@
 
 Which tokens an expert sees depends on the data: traced through, the sample input's choice would be baked in (an
 exporter then drops the experts that it did not use). Both are evaluated sparsely here; ties are decided by the lower
-index everywhere, since half-precision logits do tie. Inference only: there is no derivative.
+index everywhere, since half-precision logits do tie. Training takes the functions, which have derivatives.
 """
 
 from __future__ import annotations
@@ -20,13 +20,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.
 Shape = Sequence[int]
 
 
-@torch.library.custom_op(
-    "edgesam_deploy::token_choice",
-    mutates_args=(),
-    schema="(Tensor x, Tensor gate_weight, Tensor? gate_bias, Tensor[] w1, Tensor[] b1, Tensor[] w2, Tensor[] b2, "
-    "int chosen, str activation) -> Tensor",
-)
-def token_choice(
+def tokens_choose(
     x: Tensor,
     gate_weight: Tensor,
     gate_bias: Tensor | None,
@@ -54,13 +48,7 @@ def token_choice(
     return out
 
 
-@torch.library.custom_op(
-    "edgesam_deploy::expert_choice",
-    mutates_args=(),
-    schema="(Tensor x, Tensor group_router, Tensor[] routers, Tensor[] w1, Tensor[] b1, Tensor[] w2, Tensor[] b2, "
-    "int shards, float capacity, int groups_chosen, str activation) -> Tensor",
-)
-def expert_choice(
+def experts_choose(
     x: Tensor,
     group_router: Tensor,
     routers: Sequence[Tensor],
@@ -101,6 +89,27 @@ def expert_choice(
 
 def _expert(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, activation: str) -> Tensor:
     return F.linear(ACTIVATIONS[activation](F.linear(x, w1, b1)), w2, b2)
+
+
+token_choice = torch.library.custom_op(
+    "edgesam_deploy::token_choice",
+    tokens_choose,
+    mutates_args=(),
+    schema="(Tensor x, Tensor gate_weight, Tensor? gate_bias, Tensor[] w1, Tensor[] b1, Tensor[] w2, Tensor[] b2, "
+    "int chosen, str activation) -> Tensor",
+)
+expert_choice = torch.library.custom_op(
+    "edgesam_deploy::expert_choice",
+    experts_choose,
+    mutates_args=(),
+    schema="(Tensor x, Tensor group_router, Tensor[] routers, Tensor[] w1, Tensor[] b1, Tensor[] w2, Tensor[] b2, "
+    "int shards, float capacity, int groups_chosen, str activation) -> Tensor",
+)
+
+
+def learns(*tensors: Tensor) -> bool:
+    """Whether derivatives are wanted: the operators have none, the functions under them do."""
+    return torch.is_grad_enabled() and not torch.compiler.is_exporting() and any(t.requires_grad for t in tensors)
 
 
 @token_choice.register_fake

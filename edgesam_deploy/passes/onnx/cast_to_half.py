@@ -175,6 +175,7 @@ class _Typing:
         self.opset = opset(program)
         self.single = single
         self.casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
+        self.given = [value.dtype for value in self.graph.outputs]
 
     def visit(self, node: ir.Node) -> bool:
         takes, gives = _float_ports(node.op_type, self.opset, self.kind, len(node.inputs), len(node.outputs))
@@ -188,11 +189,11 @@ class _Typing:
         if has_graphs(node):
             self.widen_for_nested(node)
         changed = False
-        for index in gives if halved else ():
+        for index in gives if is_standard(node) and not has_graphs(node) else ():
             value = node.outputs[index]
-            if value.dtype == FLOAT:
-                value.type = ir.TensorType(self.half)
-                _retype(node, self.half)
+            if value.dtype in (FLOAT, self.half) and value.dtype != wanted:  # a file may hold halves already
+                value.type = ir.TensorType(wanted)
+                _retype(node, wanted)
                 changed = True
         return changed
 
@@ -227,18 +228,18 @@ class _Typing:
         return array.astype(dtype.numpy())
 
     def finish(self) -> None:
-        """Outputs are fp32 by contract: a Cast at the end takes over the name."""
-        for index, value in enumerate(list(self.graph.outputs)):
-            if value.dtype != self.half:
+        """Outputs keep their types: a Cast at the end takes over the name."""
+        for index, (value, given) in enumerate(zip(list(self.graph.outputs), self.given, strict=True)):
+            if given not in (FLOAT, self.half) or value.dtype == given:
                 continue
-            name, result = value.name, self.casts.get((value, FLOAT))
+            name, result = value.name, self.casts.get((value, given))
             if result is None:
-                node = ir.node("Cast", [value], {"to": FLOAT}, name=f"{name}_float")
+                node = ir.node("Cast", [value], {"to": given}, name=f"{name}_{'float' if given == FLOAT else 'half'}")
                 (result,) = node.outputs
-                result.type, result.shape = ir.TensorType(FLOAT), value.shape
+                result.type, result.shape = ir.TensorType(given), value.shape
                 self.graph.append(node)
             self.graph.outputs[index] = result
-            value.name, result.name = f"{name}_half", name
+            value.name, result.name = f"{name}_{'half' if given == FLOAT else 'float'}", name
 
 
 def _retype(node: ir.Node, half: ir.DataType) -> None:

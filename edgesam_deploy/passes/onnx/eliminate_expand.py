@@ -51,7 +51,7 @@ def _shapes_without(node: ir.Node) -> dict[ir.Value, Shape] | None:
     small, large = static_shape(node.inputs[0]), static_shape(node.outputs[0])
     if small is None or large is None or small == large or not node.outputs[0].uses():
         return None
-    if node.op_type == "Tile" and any(n != 1 and size != 1 for n, size in zip(_repeats(node), small, strict=True)):
+    if node.op_type == "Tile" and not _repeats_ones(node, small):
         return None
     shapes = {node.outputs[0]: small}
     for value in (waiting := [node.outputs[0]]):
@@ -72,9 +72,10 @@ def _shapes_without(node: ir.Node) -> dict[ir.Value, Shape] | None:
     return shapes
 
 
-def _repeats(node: ir.Node) -> list[int]:
+def _repeats_ones(node: ir.Node, small: Shape) -> bool:
+    """Whether a Tile is known to repeat axes of length 1 only, as an Expand does."""
     repeats = constant(node.inputs[1])
-    return [] if repeats is None else repeats.tolist()
+    return repeats is not None and all(n == 1 or size == 1 for n, size in zip(repeats.tolist(), small, strict=True))
 
 
 def _shape_after(user: ir.Node, shapes: dict[ir.Value, Shape]) -> Shape | None:

@@ -13,7 +13,10 @@ from edgesam_deploy.passes.onnx.graph import add_initializer, constant, replace_
 from edgesam_deploy.passes.program import Program
 
 LIMIT = 1 << 26  # elements of a result: an Expand must not turn into a file
-NEVER = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
+NEVER = {
+    "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli",
+    "DequantizeLinear",  # of a weight in 8 bit: without it no runtime knows that the layer is quantised
+}  # fmt: skip
 
 SEQUENCES = {"SequenceEmpty", "SequenceConstruct", "SplitToSequence", "Optional"}  # what they make is no tensor
 

@@ -49,8 +49,10 @@ def fuse_layer_norm(program: Program) -> int:
     if opset(program) < OPSET:
         return 0
     graph = program.onnx.graph
-    norms = [norm for node in graph if is_standard(node, "Div", "Mul") and (norm := _match(node)) is not None]
-    sites = sum(_fuse(graph, norm) for norm in norms)
+    sites = 0
+    for node in list(graph):  # one by one: a norm may read another
+        if node.graph is graph and is_standard(node, "Div", "Mul") and (norm := _match(node)) is not None:
+            sites += _fuse(graph, norm)
     if sites:
         common.RemoveUnusedNodesPass()(program.onnx)
     return sites

@@ -150,6 +150,13 @@ def _lower_node(node: ir.Node, now: int, version: int) -> bool:
     return changed
 
 
+VALUES = {  # of attributes that came later than their operators
+    ("Pad", "mode", "wrap"): 19, ("Resize", "coordinate_transformation_mode", "half_pixel_symmetric"): 19,
+    ("ScatterElements", "reduction", "max"): 18, ("ScatterElements", "reduction", "min"): 18,
+    ("ScatterND", "reduction", "max"): 18, ("ScatterND", "reduction", "min"): 18,
+}  # fmt: skip
+
+
 def _since(node: ir.Node, version: int) -> int | None:
     try:
         return int(onnx.defs.get_schema(node.op_type, version, "").since_version)
@@ -168,6 +175,10 @@ def _misfit(node: ir.Node, now: int, version: int) -> str | None:
     extra = sorted(set(node.attributes) - set(schema.attributes))
     if extra:
         return f"opset {version} has no attribute {extra[0]} of it"
+    for name, attribute in node.attributes.items():
+        value = attribute.as_string() if attribute.type == ir.AttributeType.STRING else ""
+        if VALUES.get((node.op_type, name, value), 0) > version:
+            return f"opset {version} has no {name} {value} of it"
     if not schema.min_input <= len(node.inputs) <= schema.max_input:
         return f"opset {version} takes {schema.min_input} to {schema.max_input} inputs, not {len(node.inputs)}"
     if not schema.min_output <= len(node.outputs) <= schema.max_output:

@@ -2,7 +2,8 @@
 
 REQUEST is a JSON file: ``model`` and ``context`` (paths in the working folder), ``embed``, ``provider`` (options of the
 execution provider) and ``disabled`` (ONNX Runtime's optimisers to leave out). ``result.json`` beside it says which
-processor took which node, or ``error``. The compiler's own words go to stderr, its schematic into the working folder.
+processor took which node, or ``error``, or ``unusable`` where the installation is broken. The compiler's own words
+go to stderr, its schematic into the working folder.
 """
 
 from __future__ import annotations
@@ -46,8 +47,14 @@ def compile_model(request: dict[str, Any]) -> dict[str, Any]:
         ("session.record_ep_graph_assignment_info", "1"),
     ):
         options.add_session_config_entry(key, value)
-    options.add_provider_for_devices(qnn_devices(), request["provider"])
     try:
+        devices = qnn_devices()
+    except Exception as e:  # a library that is missing, or two versions that do not fit together
+        return {"unusable": f"{type(e).__name__}: {e}"}
+    if not devices:
+        return {"unusable": "its execution provider offers no device"}
+    try:
+        options.add_provider_for_devices(devices, request["provider"])
         # enable_fallback: without it the runtime retries on the CPU and hides the error
         session = onnxruntime.InferenceSession(
             request["model"], options, enable_fallback=0, disabled_optimizers=request["disabled"]

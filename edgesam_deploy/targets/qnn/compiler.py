@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from edgesam_deploy.errors import MissingToolkit
 from edgesam_deploy.targets.qnn.compile import MODULE, RESULT
 from edgesam_deploy.targets.qnn.schematic import Traffic, read_traffic
 from edgesam_deploy.targets.qnn.soc import Soc
+from edgesam_deploy.toolkits import how_to_get
 
 End = Literal["compiled", "refused", "crashed", "killed", "out of time", "out of memory"]
 POLL = 0.05  # seconds between two looks at the process
@@ -82,7 +84,10 @@ class Compilation:
 
 
 def compile_onnx(model: Path, context: Path, settings: Settings, limits: Limits | None = None) -> Compilation:
-    """Compile ``model`` into the EPContext model ``context``, which is written only if that ends well."""
+    """Compile ``model`` into the EPContext model ``context``, which is written only if that ends well.
+
+    Raises MissingToolkit where the compiler cannot even be started.
+    """
     with tempfile.TemporaryDirectory(prefix="qnn_") as name:
         folder = Path(name)
         _place(model, folder)
@@ -96,6 +101,11 @@ def compile_onnx(model: Path, context: Path, settings: Settings, limits: Limits 
         seconds = time.perf_counter() - start
         log = (folder / "stderr").read_text(errors="replace")
         result = _result(folder) if not end else {}
+        if "unusable" in result:
+            raise MissingToolkit(
+                f"onnxruntime-qnn is installed but cannot be used here ({_first_line(result['unusable'])}); install it "
+                f"again: {how_to_get('qnn')}"
+            )
         if end or "error" in result:
             return Compilation(end or "refused", error or _first_line(result["error"]), log, seconds=seconds)
         partitions = tuple(Partition("QNN" in ep, tuple(map(tuple, nodes))) for ep, nodes in result["partitions"])
@@ -154,7 +164,7 @@ def _watched(process: subprocess.Popen[bytes], limits: Limits) -> tuple[End | Li
             return "", ""
         if code < 0 and -code in OUTSIDE:
             return "killed", signal.Signals(-code).name
-        return "crashed", signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return ("crashed", signal.Signals(-code).name) if code < 0 else ("refused", f"exit code {code}")
 
 
 def _resident_mb(pid: int) -> float:

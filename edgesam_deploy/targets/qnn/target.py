@@ -239,7 +239,7 @@ class QnnTarget(OnnxTarget):
             "compiler": compiler_version(next(iter(files.values()))), "optimization": self.optimization,
         }  # fmt: skip
 
-    def load(  # type: ignore[override]
+    def load(
         self, path: Path, *, part: str = "", provider: str = "cpu", threads: int = 0, lean: bool = False
     ) -> Runner:
         from edgesam_deploy.targets.qnn.runner import QnnRunner

@@ -35,6 +35,7 @@ Scalar = int | float | str
 Condition = Literal["int64", "dtype", "rank", "batch", "dynamic", "constant", "value", "attribute", "pattern", "size"]
 REPORTS: Mapping[str, str] = {
     "onnx": "onnxruntime_cpu",
+    "openvino": "openvino",
     "qnn": "qnn_htp",
     "tv": "npu_tv",
     "mediatek": "npu_mediatek",
@@ -52,7 +53,7 @@ REPORTS: Mapping[str, str] = {
 }
 ALIASES: Mapping[str, str] = {
     "npu": "tv", "npu-tv": "tv", "npu-mediatek": "mediatek", "npu-rknn": "rknn", "npu-generic": "generic",
-    "tensorrt": "tensorrt11", "coreml-ane": "coreml-ane-m1", "coreml-ane-a13": "coreml-ane-m1",
+    "tensorrt": "tensorrt10", "coreml-ane": "coreml-ane-m1", "coreml-ane-a13": "coreml-ane-m1",
     "coreml-ane-a14": "coreml-ane-m2", "coreml-ane-a15": "coreml-ane-m3", "onnxruntime": "onnx",
 }  # fmt: skip
 

@@ -41,7 +41,10 @@ def engine_of(onnx: Path, version: str, gpu: str) -> Path:
         if about["onnx_sha256"] != sha256_of(onnx):
             others.append(f"{where}, of another {onnx.name}")
         elif (about["tensorrt"], about["gpu"]) == (version, gpu):
-            return file.with_name(about["engine"])
+            engine = file.with_name(about["engine"])
+            if not engine.is_file() or sha256_of(engine) != about["sha256"]:
+                raise BundleError(f"{engine} is not whole (half copied?); run {onnx.parent / 'build_engine.py'} again")
+            return engine
         else:
             others.append(where)
     known = f"; there are some for {'; '.join(others)}" if others else ""

@@ -211,7 +211,7 @@ class TensorrtTarget(OnnxTarget):
         card = folder / "README.md"
         card.write_text(card.read_text() + readme_section(recipe))
 
-    def load(  # type: ignore[override]
+    def load(
         self, path: Path, *, part: str = "", provider: str = "cpu", threads: int = 0, lean: bool = False
     ) -> Runner:
         if provider == "cuda":

@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from edgesam_deploy.errors import BundleError, UnsupportedOperators
+from edgesam_deploy.errors import BundleError, TooLarge, UnsupportedOperators
 from edgesam_deploy.toolkits import require
 
 METADATA = "edgesam_deploy"  # the name under which a file carries its contract and licence, as JSON
 IDENTIFIER = b"TFL3"
+MOST = 2**31 - 2**24  # bytes of weights: offsets are signed 32-bit numbers, and the tables need some
 BEHIND = 1  # a buffer's offset above this says that its bytes lie behind the tables
 
 
@@ -38,6 +39,11 @@ def packed(model: Any) -> bytes:
     """The bytes of a model: the same ones for the same model."""
     flatbuffers = require("flatbuffers", "writing a TFLite file")
     weights = sum(0 if buffer.data is None else len(buffer.data) for buffer in model.buffers)
+    if weights > MOST:
+        raise TooLarge(
+            f"{weights / 2**30:.1f} GiB of weights do not fit into one TFLite file, whose offsets end at 2 GiB; use "
+            "--precision fp16, a smaller model, or --target onnx"
+        )
     builder = flatbuffers.Builder(weights + (1 << 20))  # in one piece: growing copies what is there
     builder.Finish(model.Pack(builder), IDENTIFIER)
     return bytes(builder.Output())

@@ -47,6 +47,31 @@ def test_products_are_half_and_norms_softmax_and_sums_are_not() -> None:
     assert [v.name for v in after.onnx.graph.outputs] == ["y"]
 
 
+@pytest.mark.parametrize("kind", ["float", "float16"])
+def test_a_file_that_holds_halves_already(kind: str) -> None:
+    """Its softmax gives half to a product; its inputs and outputs stay what they are."""
+    ends = (f"x = Cast<to = {HALF.value}>(i)", "y = Cast<to = 1>(o)")
+    body = "s = Softmax(x) o = MatMul(s, x)"
+    if kind == "float":
+        text = f"part (float[2,8,8] i) => (float[2,8,8] y) {{ {ends[0]} {body} {ends[1]} }}"
+    else:
+        text = f"part (float16[2,8,8] x) => (float16[2,8,8] o) {{ {body} }}"
+    before = parsed(text)
+    after = typed(before)
+    assert {n.op_type: n.outputs[0].dtype for n in after.onnx.graph if n.op_type in ("Softmax", "MatMul")} == {
+        "Softmax": ir.DataType.FLOAT, "MatMul": HALF
+    }  # fmt: skip
+    first, *others = (
+        [(value.name, value.dtype) for value in (*graph.inputs, *graph.outputs)]
+        for graph in (before.onnx.graph, after.onnx.graph, rounded(after.onnx).graph)
+    )
+    assert others == [first, first]
+    inputs = sample_inputs(before.inputs, 5)
+    found = [next(iter(run_program(p, inputs).values())) for p in (before, after)]
+    assert found[1].dtype == np.dtype(kind)
+    assert relative_l2(*found) < 2e-3
+
+
 def test_positions_keep_their_turns() -> None:
     """Coordinates up to 1,024 times many turns: in half the sine would be off by tenths."""
     text = """part (float[1,6,2] p, float[1,6,8] x) => (float[1,6,8] y)

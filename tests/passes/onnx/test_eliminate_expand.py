@@ -66,6 +66,14 @@ def test_of_unknown_size_it_stays() -> None:
     assert eliminate_expand(program) == 0
 
 
+def test_repeats_that_are_known_at_run_time_only() -> None:
+    before = parsed(
+        """part (float[2,3,1] x, float[2,3,4] z, int64[3] n) => (float[2,3,4] y) { e = Tile(x, n) y = Add(e, z) }""", 20
+    )
+    before.onnx.graph[0].outputs[0].shape = ir.Shape([2, 3, 4])  # as files declare it
+    assert eliminate_expand(before) == 0
+
+
 def test_repeating_more_than_one_value_is_no_broadcast() -> None:
     text = "part (float[2] x, float[4] z) => (float[4] y) <int64[1] two = {2}> { e = Tile(x, two) y = Add(e, z) }"
     rewritten(parsed(text), eliminate_expand, 0)

@@ -38,6 +38,14 @@ def program(body: str, shape: str = "2,5,4", axes: str = "-1", opset: int = 18, 
     )
 
 
+def test_two_in_a_row() -> None:
+    """The second reads what the first one's node becomes."""
+    first = "m = ReduceMean(x, axes) c = Sub(x, m) q = Mul(c, c) v = ReduceMean(q, axes) e = Add(v, eps) d = Sqrt(e) "
+    second = "k = ReduceMean(n, axes) f = Sub(n, k) g = Mul(f, f) h = ReduceMean(g, axes) i = Add(h, eps) j = Sqrt(i) "
+    after = rewritten(program(f"{first} n = Div(c, d) {second} o = Div(f, j) y = Mul(o, w)"), fuse_layer_norm, 2)
+    assert counts(after) == {"LayerNormalization": 2}
+
+
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_spellings(spelling: str) -> None:
     after = rewritten(program(SPELLINGS[spelling] + " p = Mul(n, w) y = Add(p, b)"), fuse_layer_norm, 1)

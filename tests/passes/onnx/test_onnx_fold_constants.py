@@ -25,6 +25,14 @@ def test_the_largest_result_that_is_stored(rows: int, left: dict[str, int]) -> N
     assert counts(program) == left
 
 
+def test_a_quantised_weight_stays_one() -> None:
+    """Dequantised, the file would be four times as large and no runtime would find its 8-bit layer."""
+    program = parsed("""part (float[1,2,4,4] x) => (float[1,1,4,4] y)
+        <int8[1,2,1,1] w = {3, -5}, float s = {0.5}, int8 z = {0}> { d = DequantizeLinear(w, s, z) y = Conv(x, d) }""")
+    assert fold_constants(program) == 0
+    assert counts(program) == {"DequantizeLinear": 1, "Conv": 1}
+
+
 def test_a_constant_subgraph() -> None:
     after = rewritten(
         parsed("""

@@ -133,13 +133,20 @@ def test_axes_become_attributes() -> None:
         ("y = Pad(x, two, , last)", 13, "takes 2 to 3 inputs, not 4"),
         ("y = GridSample(x, x)", 19, "something else before opset 20"),
         ("y = RoiAlign(x, x, last)", 15, "something else before opset 16"),
+        ('y = Pad<mode = "wrap">(x, six)', 18, "no mode wrap"),
+        (
+            'y = Resize<coordinate_transformation_mode = "half_pixel_symmetric">(x, , , shape)',
+            18,
+            "half_pixel_symmetric",
+        ),
         ("y = Dropout(x)", 11, "something else before opset 12"),
         ("r = Squeeze(x) y = Gelu(r)", 19, "type of its input"),
         ("r = Squeeze(x) p, q = Split<num_outputs = 2>(r) y = Identity(p)", 13, "different sizes"),
     ],
 )
 def test_what_has_no_form_is_named(body: str, after: int, message: str) -> None:
-    text = f"part (float[2,3,4] x) => (float y) <{W}, int64[3] shape = {{2, 3, 4}}> {{ {body} }}"
+    six = "int64[6] six = {0, 0, 1, 0, 0, 1}"
+    text = f"part (float[2,3,4] x) => (float y) <{W}, int64[3] shape = {{2, 3, 4}}, {six}> {{ {body} }}"
     with pytest.raises(PassError, match=message):
         set_opset(after)(parsed(text, 20, infer=False))
 

@@ -9,6 +9,7 @@ import graphs
 import onnx
 import pytest
 
+from edgesam_deploy.errors import MissingToolkit
 from edgesam_deploy.targets.qnn import compiler
 from edgesam_deploy.targets.qnn.compiler import Limits, Settings, compile_onnx
 from edgesam_deploy.targets.qnn.soc import soc_named
@@ -83,6 +84,30 @@ def test_a_compiler_that_somebody_killed_is_no_crash(tmp_path, monkeypatch):
     monkeypatch.setattr(compiler, "MODULE", "killed")
     verdict = compile_part(graphs.plain(tmp_path / "plain.onnx"), tmp_path / "plain.qnn.onnx", SETTINGS)
     assert (verdict.end, verdict.error, verdict.rows) == ("killed", "SIGKILL", ())
+
+
+@pytest.mark.parametrize(
+    ("breaks", "words"),
+    [("raise ImportError('libQnnHtp.so: no such file')", "libQnnHtp.so"), ("return []", "offers no device")],
+)
+def test_a_broken_installation_is_no_fault_of_the_graph(tmp_path, monkeypatch, breaks, words):
+    """In the compiler's process its devices cannot be had."""
+    (tmp_path / "broken.py").write_text(
+        "import json, sys\nfrom pathlib import Path\nimport edgesam_deploy.targets.qnn.compile as c\n"
+        f"def qnn_devices():\n    {breaks}\nc.qnn_devices = qnn_devices\nc.main(sys.argv[1])\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(compiler, "MODULE", "broken")
+    with pytest.raises(MissingToolkit, match=words):
+        compile_onnx(graphs.lone_erf(tmp_path / "erf.onnx"), tmp_path / "erf.qnn.onnx", SETTINGS)
+
+
+def test_a_process_that_fails_in_python_is_no_crash(tmp_path, monkeypatch):
+    (tmp_path / "broken.py").write_text("raise SystemExit(3)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(compiler, "MODULE", "broken")
+    verdict = compile_part(graphs.lone_erf(tmp_path / "erf.onnx"), tmp_path / "erf.qnn.onnx", SETTINGS)
+    assert (verdict.end, verdict.error, verdict.off_npu) == ("refused", "exit code 3", ())
 
 
 def test_an_error_of_the_compiler_is_its_words(tmp_path):

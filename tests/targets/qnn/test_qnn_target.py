@@ -139,9 +139,9 @@ def test_coordinates_labels_and_their_encoding_stay_float(quantised):
     readers = {name: [n.op_type for n in graph.node if name in n.input] for name in ("point_coords", "point_labels")}
     assert all("QuantizeLinear" not in found and found for found in readers.values())
     made = {node.output[0]: node.op_type for node in graph.node}
-    for node in graph.node:
-        if node.op_type in ("Sin", "Cos"):
-            assert made[node.input[0]] != "DequantizeLinear"
+    waves = [node for node in graph.node if node.op_type in ("Sin", "Cos")]
+    assert waves
+    assert all(made[node.input[0]] != "DequantizeLinear" for node in waves)
     image = [n.op_type for n in graph.node if "image_embeddings" in n.input]
     assert image == ["QuantizeLinear"]
 
