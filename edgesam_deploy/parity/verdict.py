@@ -35,6 +35,7 @@ BOUNDS = {
     "qnn w8a16": UNCLAIMED,
     "qnn w8a8": UNCLAIMED,
     "onnx int8": UNCLAIMED,
+    "openvino int8": UNCLAIMED,
     "fp32": Bounds(relative_l2=1e-4, mask_iou=0.9999, best_mask_flips=0),
     "tflite fp16": Bounds(relative_l2=2.5e-3, mask_iou=0.995, best_mask_flips=0, class_flips=2.5e-3),
     "tflite dynamic-int8": UNCLAIMED,

@@ -42,16 +42,17 @@ def quantise(program: Program, rows: Sequence[Arrays], *, fused: bool = False) -
     """Quantise a program's convolutions, and the sums, products and GELUs between them, in place; the layers' names.
 
     Ranges are those of ``rows``, inputs by name. Convolutions of single pixels (squeeze and excitation) and of the
-    three colours, norms and matrix products stay float. ``fused``: only what convolutions read is 8 bit, and what sums
-    read whose results are; the rest is for a runtime that computes it inside of the convolution before, in fp32, the
-    exact GELU as well.
+    three colours, norms and matrix products stay float. ``fused``: only what convolutions read is 8 bit, that of the
+    colours too, and what sums read whose results are; the rest is for a runtime that computes it inside of the
+    convolution before, in fp32, the exact GELU as well.
     """
-    _correct_biases(program, rows)
+    few = 0 if fused else FEW
+    _correct_biases(program, rows, few)
     if not fused:
         _gelu_by_sigmoid(program, rows)
     _pool_means(program)
     graph = program.onnx.graph
-    layers = [node for node in graph if _is_layer(node)]
+    layers = [node for node in graph if _is_layer(node, few)]
     trunk = {value for node in layers for value in node.inputs[:1] if value is not None}
     if not fused:
         trunk |= {node.outputs[0] for node in layers}
@@ -99,9 +100,9 @@ def _is_map(value: ir.Value | None) -> bool:
     return value is not None and value.shape is not None and len(value.shape) == 4
 
 
-def _is_layer(node: ir.Node) -> bool:
+def _is_layer(node: ir.Node, few: int = FEW) -> bool:
     weight = constant(node.inputs[1]) if is_standard(node, "Conv") else None
-    if weight is None or (weight.shape[1] < FEW and weight.shape[0] != _groups(node)):
+    if weight is None or (weight.shape[1] < few and weight.shape[0] != _groups(node)):
         return False
     value = node.inputs[0]
     return value is not None and _is_map(value) and value.shape is not None and value.shape[2] != 1
@@ -112,9 +113,9 @@ def _groups(node: ir.Node) -> int:
     return 1 if attribute is None else int(attribute.as_int())
 
 
-def _correct_biases(program: Program, rows: Sequence[Arrays]) -> None:
+def _correct_biases(program: Program, rows: Sequence[Arrays], few: int) -> None:
     proto = ir.to_proto(program.onnx)
-    layers = {str(node.name) for node in program.onnx.graph if _is_layer(node)}
+    layers = {str(node.name) for node in program.onnx.graph if _is_layer(node, few)}
     floating = [node.name for node in proto.graph.node if node.name not in layers]
     bias_corrected(proto, rows, floating, {"Conv": CHANNELS})
     program.body = ir.from_proto(proto)

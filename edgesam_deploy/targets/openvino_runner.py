@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import onnx
 from numpy.typing import NDArray
 
 from edgesam_deploy.errors import BundleError, EdgeSamDeployError
@@ -21,6 +20,8 @@ class OpenvinoRunner:
     """One .onnx file in OpenVINO's CPU plugin; ``threads`` 0 leaves their number to it."""
 
     def __init__(self, path: Path, threads: int = 0) -> None:
+        import onnx
+
         ov = require("openvino", "--provider openvino")
         config = {**CONFIG, "INFERENCE_NUM_THREADS": threads} if threads else CONFIG
         try:

@@ -317,7 +317,7 @@ def test_any_encoding():
     [
         ("edgesam-deploy eve", ["everything"]),
         ("edgesam-deploy build edge_sam_dyt_", ["edge_sam_dyt_frozen_mask", "edge_sam_dyt_hq"]),
-        ("edgesam-deploy build edge_sam --target o", ["onnx"]),
+        ("edgesam-deploy build edge_sam --target o", ["onnx", "openvino"]),
         ("edgesam-deploy build edge_sam --proof f", ["fast", "full"]),
         ("edgesam-deploy build edge_sam --embed", ["--embed-preprocess"]),
         ("edgesam-deploy fetch vit", ["vit_b", "vit_l", "vit_h"]),

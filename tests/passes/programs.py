@@ -22,6 +22,7 @@ _DTYPES: dict[int, Dtype] = {
     onnx.TensorProto.INT64: "int64",
     onnx.TensorProto.UINT8: "uint8",
     onnx.TensorProto.BOOL: "bool",
+    onnx.TensorProto.FLOAT16: "float16",  # type: ignore[dict-item]  # of files of others
 }
 
 

@@ -13,7 +13,8 @@ import pytest
 from conftest import TINY
 from scenes import picture
 
-from edgesam_deploy.bench import Settings, measure_latency
+from edgesam_deploy.bench import Settings
+from edgesam_deploy.bench import measure as measure_latency
 from edgesam_deploy.builder import build
 from edgesam_deploy.bundle import verify
 from edgesam_deploy.errors import BundleError, EdgeSamDeployError, MissingToolkit, UsageError
@@ -27,8 +28,8 @@ PICTURES = {"scene": picture(150, 225, 10)}
 OPTIONS = [
     ("edge_sam", "onnx", {}),
     ("edge_sam", "onnx", {"points": "dynamic", "batch": "dynamic", "prompts_per_image": 64, "mask_input": True}),
-    ("edge_sam", "onnx", {"embed_preprocess": True, "scores": "stability"}),
-    ("edge_sam_dyt_hq", "onnx", {}),
+    pytest.param("edge_sam", "onnx", {"embed_preprocess": True, "scores": "stability"}, marks=pytest.mark.slow),
+    pytest.param("edge_sam_dyt_hq", "onnx", {}, marks=pytest.mark.slow),
     ("edge_sam", "npu", {}),
 ]
 
@@ -86,10 +87,9 @@ def test_what_is_8_bit_is_what_convolutions_and_their_sums_read(own):
 
 def test_openvino_computes_it_in_8_bit(own):
     model = ov.Core().compile_model(str(own[0].path / "encoder.onnx"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    kinds = [op.get_rt_info()["runtimePrecision"] for op in model.get_runtime_model().get_ops()
-             if op.get_rt_info()["layerType"] in ("Convolution", "GroupConvolution")]  # fmt: skip
-    names = [str(kind) for kind in kinds]
-    assert sum("8" in name for name in names) > len(names) / 2, names
+    facts = [op.get_rt_info() for op in model.get_runtime_model().get_ops()]
+    kinds = [f["runtimePrecision"].astype(str) for f in facts if "Convolution" in f["layerType"].astype(str)]
+    assert sum(kind in ("u8", "i8") for kind in kinds) > len(kinds) / 2, kinds
 
 
 def test_gelu_stays_exact_so_8_bit_costs_less_than_for_onnxruntime(own, tmp_path):
@@ -112,17 +112,15 @@ def test_the_operator_table_is_the_installed_openvinos(tmp_path):
     assert (known["Conv"], known["Gelu"], known["StringNormalizer"]) == ("supported", "supported", "unsupported")
 
 
-def test_8_bit_of_another_target(tmp_path):
-    """The file was quantised for another runtime's kernels: here it computes the same, up to roundings."""
+def test_8_bit_of_another_target(small, tmp_path):
+    """The file was quantised for another runtime's kernels: here it is as far from fp32 as there."""
     model = load("edge_sam", seed=0, config=TINY)
     bundle = build(model, "onnx", tmp_path / "b", proof="off", pictures=PICTURES, precision="int8")
-    scene = PICTURES["scene"]
-    found = []
-    for provider in ("cpu", "openvino"):
-        predictor = open_predictor(bundle.path, provider)
-        predictor.set_image(scene)
-        found.append(predictor.features)
-    assert np.linalg.norm(found[1] - found[0]) / np.linalg.norm(found[0]) < 0.05
+    scene = picture(180, 240, 4)
+    wanted = open_predictor(small.path).set_image(scene)
+    maps = [open_predictor(bundle.path, provider).set_image(scene) for provider in ("cpu", "openvino")]
+    apart = [np.linalg.norm(found - wanted) / np.linalg.norm(wanted) for found in maps]
+    assert apart[1] == pytest.approx(apart[0], rel=0.2)
 
 
 def test_bench(small):

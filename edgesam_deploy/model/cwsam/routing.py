@@ -109,7 +109,8 @@ expert_choice = torch.library.custom_op(
 
 def learns(*tensors: Tensor) -> bool:
     """Whether derivatives are wanted: the operators have none, the functions under them do."""
-    return torch.is_grad_enabled() and not torch.compiler.is_exporting() and any(t.requires_grad for t in tensors)
+    traced = torch.compiler.is_exporting() or tensors[0].is_meta
+    return torch.is_grad_enabled() and not traced and any(tensor.requires_grad for tensor in tensors)
 
 
 @token_choice.register_fake
