@@ -8,7 +8,7 @@ COPY release release
 COPY edgesam_deploy edgesam_deploy
 RUN python -m venv /opt/edgesam-deploy \
  && /opt/edgesam-deploy/bin/pip install --no-cache-dir --constraint constraints.txt \
-      --extra-index-url https://download.pytorch.org/whl/cpu '.[torch,coreml,tflite,qnn]'
+      --extra-index-url https://download.pytorch.org/whl/cpu '.[torch,openvino,coreml,tflite,qnn]'
 
 FROM python:3.11-slim-bookworm
 RUN useradd --create-home user

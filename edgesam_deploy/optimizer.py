@@ -130,6 +130,7 @@ LEGALIZATIONS: Mapping[str, tuple[Pass, ...]] = {
     "rknn": NPU,
     "generic": NPU,
     "qnn": CLEAN,  # its compiler runs what the others refuse
+    "openvino": CLEAN,
     "tensorrt": CLEAN,
 }
 SINGLE: tuple[Precision, ...] = ("fp32",)

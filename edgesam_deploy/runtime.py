@@ -39,8 +39,8 @@ PARTS = (IMAGE_ENCODER, *DECODERS[0], *DECODERS[1], SEGMENTER)
 def open_artifact(path: str | Path, provider: str = "cpu", threads: int = 0) -> BundlePredictor | BundleSegmenter:
     """The bundle in the folder ``path``, ready to run: SamPredictor's interface, or a SemanticPredictor.
 
-    provider: ``cpu``, ``cuda`` where the installed runtime has it, or ``openvino`` for .onnx bundles. threads: 0 leaves
-    the choice to the runtime.
+    provider: ``cpu``, ``cuda`` where the installed runtime has it, or ``openvino`` for onnx and npu bundles. threads: 0
+    leaves the choice to the runtime.
     Raises BundleError for a folder that is no bundle, MissingToolkit where the runtime is not installed.
     """
     bundle = open_bundle(path)

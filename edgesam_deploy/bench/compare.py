@@ -81,19 +81,18 @@ def _changes(new: Mapping[str, Any], old: Mapping[str, Any]) -> Iterator[Change]
 
 
 def unmeasured(new: Mapping[str, Any], old: Mapping[str, Any]) -> list[str]:
-    """Stages of the older result that the new one lacks, of bundles that both have; and why it is not whole."""
+    """Stages and bundles of the older result that the new one lacks; and why it is not whole."""
     found = [] if new["complete"] else [f"the run is not complete: {new['incomplete_because']}"]
     compared = {(change.bundle, change.stage) for change in _changes(new, old)}
     known = {bundle["name"]: bundle for bundle in old["bundles"]}
     only = old["bundles"][0] if len(old["bundles"]) == len(new["bundles"]) == 1 else None
     for bundle in new["bundles"]:
-        before = known.get(bundle["name"], only)
-        if before is None:
-            found.append(f"{bundle['name']}: the older result has no such bundle")
+        before = known.pop(bundle["name"], only)
+        if before is None:  # a new one, which there is nothing to compare with
             continue
         lacking = [row["stage"] for row in before["stages"] if (bundle["name"], row["stage"]) not in compared]
         found += [f"{bundle['name']}: {stage} was not measured now" for stage in lacking]
-    return found
+    return found + [f"{name} was not measured now" for name in known if only is None]
 
 
 def differences(new: Mapping[str, Any], old: Mapping[str, Any]) -> list[str]:

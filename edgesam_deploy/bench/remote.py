@@ -28,6 +28,7 @@ from edgesam_deploy.parity.cases import seeded_scene
 from edgesam_deploy.runtime import PARTS, BundlePredictor, BundleSegmenter, open_artifact
 from edgesam_deploy.targets import make_target
 from edgesam_deploy.targets.base import Arrays
+from edgesam_deploy.targets.openvino_runner import OPENVINO
 
 PUSHED = (".onnx", ".tflite", ".data", ".bin")  # of a bundle's files; the rest is for people and apps
 RUNNER, JOB = "runner.py", "job.json"
@@ -165,8 +166,7 @@ def _packed(
             if Path(file).suffix in PUSHED and "/" not in file:
                 files[f"{place}/{file}"] = bundle.path / file
         files |= {f"{place}/{path.name}": path for path in sorted((folder / place).iterdir())}
-        provider = settings.provider if settings.provider != "cpu" else make_target(bundle.target).measured_on
-        bundles.append({**_moved(part, place), "provider": provider})
+        bundles.append({**_moved(part, place), "provider": _provider(bundle, settings.provider)})
         rows[name] = {**described(bundle), "skipped": skipped}
     if len(named) > 1:
         first = bundles[0]
@@ -177,6 +177,17 @@ def _packed(
     job = {**timing, "bundles": bundles}
     (folder / JOB).write_text(json.dumps(job))
     return {**files, JOB: folder / JOB}, job, rows
+
+
+def _provider(bundle: Bundle, asked: str) -> str:
+    """What runs a bundle there: as asked, or what its target is for. Raises UsageError where that cannot run it."""
+    own = make_target(bundle.target).measured_on
+    if own != "cpu" and asked not in ("cpu", own):
+        raise UsageError(f"{bundle.path}: --provider {asked}: {bundle.target} bundles run in {own}; leave it out")
+    files = [entry["file"] for entry in bundle.manifest["parts"].values()]
+    if asked == OPENVINO and not all(file.endswith(".onnx") for file in files):
+        raise UsageError(f"{bundle.path}: --provider {asked} runs .onnx files, not {files[0]}")
+    return own if asked == "cpu" else asked
 
 
 def _moved(part: dict[str, Any], place: str) -> dict[str, Any]:
@@ -225,7 +236,7 @@ def _listen(
     if "Import" in why or "ModuleNotFound" in why or code == 127:
         raise MissingToolkit(
             f"--device {device.name}: {python} there cannot run this ({why}); it needs NumPy and the artifact's "
-            "runtime (pip install numpy onnxruntime, or numpy ai-edge-litert); --device-python names another"
+            "runtime (pip install numpy with onnxruntime, openvino or ai-edge-litert); --device-python names another"
         )
     raise EdgeSamDeployError(f"measuring on {device.name} failed: {why}")
 

@@ -77,7 +77,7 @@ def bisect(
         check_memory(configured(model, config=changes), model)
     loaded = load(model, checkpoint, seed=seed, config=changes)
     pipeline = chosen.pipeline(loaded.config)
-    programs, on_twin = _programs(loaded, chosen)
+    programs, on_twin = _programs(loaded, chosen, proof)
     found: list[Bisection] = []
     with progress_bar(len(pipeline) * len(programs)) as progress:
         for program in programs:
@@ -93,7 +93,7 @@ def bisect(
         raise PassError(findings[0].sentence())
 
 
-def _programs(model: Sam | Cwsam, target: Target) -> tuple[list[Program], set[str]]:
+def _programs(model: Sam | Cwsam, target: Target, proof: Proof) -> tuple[list[Program], set[str]]:
     """The parts, after the passes that move work between them, and the names of those that stand in for one too large
     to run after every pass. Raises PassError where such a pass leaves its bound: it is what was searched for.
     """
@@ -104,7 +104,7 @@ def _programs(model: Sam | Cwsam, target: Target) -> tuple[list[Program], set[st
     interface = target.interface(model.config)
     twins = capture_twins(model, interface, part_macs(model.config, interface))
     programs, twins = run_joint_passes(
-        Engine("fast"), capture(model, interface), twins, target.joint_pipeline(model.config)
+        Engine(proof.value), capture(model, interface), twins, target.joint_pipeline(model.config)
     )
     return [twins.get(program.name, program) for program in programs], set(twins)
 

@@ -148,7 +148,9 @@ def check(
     bundle: Annotated[Path, typer.Argument(help="Folder of a bundle.")],
     checkpoint: Annotated[str | None, typer.Option(help="The checkpoint it was built from.")] = None,
     images: Annotated[Path | None, typer.Option(help="Your own pictures instead of the shipped ones.")] = None,
-    provider: Annotated[str, typer.Option(help="cpu; openvino for .onnx; cuda where onnxruntime has it.")] = "cpu",
+    provider: Annotated[
+        str, typer.Option(help="cpu; openvino for onnx and npu bundles; cuda where onnxruntime has it.")
+    ] = "cpu",
     full: Annotated[
         bool, typer.Option("--full", help="Every picture and prompt also where a run takes minutes (qnn).")
     ] = False,

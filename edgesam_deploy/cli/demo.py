@@ -33,7 +33,9 @@ def demo(
     max_upload: Annotated[int, typer.Option(help="Largest file taken, MB.", min=1)] = 20,
     max_pixels: Annotated[int, typer.Option(help="Largest picture taken, million pixels.", min=1)] = 40,
     threads: Annotated[int, typer.Option(help="Threads of the runtime; 0: its own choice.", min=0)] = 0,
-    provider: Annotated[str, typer.Option(help="cpu; openvino for .onnx; cuda where onnxruntime has it.")] = "cpu",
+    provider: Annotated[
+        str, typer.Option(help="cpu; openvino for onnx and npu bundles; cuda where onnxruntime has it.")
+    ] = "cpu",
 ) -> None:
     """Try a bundle in the browser: click points, draw a box, segment everything, compare two artifacts.
 

@@ -42,7 +42,9 @@ def bench(
     threads: Annotated[int, typer.Option(help="Threads of the runtime; 0: its own choice.", min=0)] = 0,
     provider: Annotated[
         str,
-        typer.Option(help="cpu; openvino for .onnx; cuda where onnxruntime has it; on a device also qnn, tensorrt ..."),
+        typer.Option(
+            help="cpu; openvino for onnx and npu; cuda where onnxruntime has it; on a device also qnn, tensorrt ..."
+        ),
     ] = "cpu",
     cold: Annotated[bool, typer.Option("--cold/--no-cold", help="Also time a start in a process of its own.")] = True,
     device: Annotated[

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from edgesam_deploy.bundle import Bundle
     from edgesam_deploy.runtime import BundlePredictor
 
-Provider = Annotated[str, typer.Option(help="cpu; openvino for .onnx; cuda where onnxruntime has it.")]
+Provider = Annotated[str, typer.Option(help="cpu; openvino for onnx and npu bundles; cuda where onnxruntime has it.")]
 Threads = Annotated[int, typer.Option(help="Threads of the runtime; 0: its own choice.", min=0)]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")]
 Json = Annotated[bool, typer.Option("--json", help=JSON_HELP)]

@@ -5,6 +5,7 @@ Nothing leaves the machine: analytics are off, fonts are the system's, and the s
 
 from __future__ import annotations
 
+import contextlib
 import html
 import os
 import shutil
@@ -155,10 +156,13 @@ class Page:
                 data = content(session or Session(self.shown, self.limits))
             except EdgeSamDeployError as e:
                 raise self.gradio.Error(str(e), print_exception=False) from e
-            for old in Path(self.downloads.name).iterdir():  # gradio sends a copy, which it deletes by itself
-                if old.stat().st_mtime < time.time() - KEPT:
-                    shutil.rmtree(old, ignore_errors=True)
-            path = Path(tempfile.mkdtemp(dir=self.downloads.name)) / name
+            place = Path(self.downloads.name)
+            place.mkdir(mode=0o700, exist_ok=True)  # whatever cleans /tmp may have taken it
+            for old in place.iterdir():  # gradio sends a copy, which it deletes by itself
+                with contextlib.suppress(FileNotFoundError):  # another visitor's call was first
+                    if old.stat().st_mtime < time.time() - KEPT:
+                        shutil.rmtree(old, ignore_errors=True)
+            path = Path(tempfile.mkdtemp(dir=place)) / name
             path.write_bytes(data)
             return str(path)
 

@@ -164,12 +164,14 @@ class OpenvinoPart:
             config["INFERENCE_NUM_THREADS"] = str(threads)
         model = ov.Core().compile_model(str(file), "CPU", config)
         self._request = model.create_infer_request()
+        self._ports = model.inputs
         self.inputs = [name for port in model.inputs for name in port.names]  # a port may have several
         self._outputs = [(name, port) for port in model.outputs for name in port.names]
         self.description = f"openvino {ov.__version__.split('-')[0]}, CPU"
 
     def __call__(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        values = self._request.infer(dict(inputs))
+        feeds = {port: next(inputs[n] for n in port.names if n in inputs) for port in self._ports}
+        values = self._request.infer(feeds)
         return {name: values[port] for name, port in self._outputs}
 
 

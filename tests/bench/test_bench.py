@@ -231,7 +231,10 @@ def test_what_was_not_measured_is_named(result):
     broken = {**result, "complete": False, "incomplete_because": "the connection broke"}
     assert unmeasured(broken, result) == ["the run is not complete: the connection broke"]
     alone = {**result, "bundles": result["bundles"][:1]}
-    assert unmeasured(result, alone) == [f"{name}: the older result has no such bundle"]
+    assert unmeasured(result, alone) == []
+    assert unmeasured(alone, result) == [f"{name} was not measured now"]
+    moved = {**alone, "bundles": [{**alone["bundles"][0], "name": "elsewhere"}]}
+    assert unmeasured(moved, alone) == []  # the only one of either
 
 
 def test_the_mean_where_a_tool_gives_no_median(result):

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
-import openvino as ov
 import pytest
 from conftest import TINY
 from scenes import picture
 
-from edgesam_deploy.bench import Settings
+from edgesam_deploy.bench import Settings, remote
 from edgesam_deploy.bench import measure as measure_latency
 from edgesam_deploy.builder import build
-from edgesam_deploy.bundle import verify
+from edgesam_deploy.bundle import Bundle, verify
+from edgesam_deploy.devices import runner
 from edgesam_deploy.errors import BundleError, EdgeSamDeployError, MissingToolkit, UsageError
 from edgesam_deploy.model.registry import load
 from edgesam_deploy.parity import check
 from edgesam_deploy.runtime import open_artifact, open_predictor
 from edgesam_deploy.targets import make_target
 from edgesam_deploy.targets.rules import load_table, probe_openvino
+
+ov = pytest.importorskip("openvino", reason="openvino is not installed")
 
 PICTURES = {"scene": picture(150, 225, 10)}
 OPTIONS = [
@@ -128,6 +132,30 @@ def test_bench(small):
     (row,) = result["bundles"]
     assert row["executed"].startswith("openvino")
     assert "encoder" in {stage["stage"] for stage in row["stages"]}
+
+
+def test_on_a_device(own, tmp_path):
+    """Packed for it, run by the script that is pushed, and compared with what this machine computes."""
+    packed, there = tmp_path / "packed", tmp_path / "there"
+    packed.mkdir()
+    settings = Settings(runs=1, warmup=0, points=(1,), prompts=(), threads=1)
+    files, job, rows = remote._packed({"a": own[1]}, settings, packed)
+    assert [bundle["provider"] for bundle in job["bundles"]] == ["openvino"]
+    for name, path in files.items():
+        (there / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, there / name)
+    said = []
+    runner.run(job, there, said.append)
+    assert next(fact["executed"] for fact in said if fact["event"] == "loaded").startswith("openvino")
+    device = SimpleNamespace(pull=lambda name, to: shutil.copy(there / name, to))
+    remote._compare(device, job, {"a": own[1]}, rows, settings, packed)
+    assert rows["a"]["agreement"] < 1e-5
+    with pytest.raises(UsageError, match="openvino bundles run in openvino"):
+        remote._provider(own[1], "cuda")
+    other = Bundle(tmp_path, {"target": "tflite", "parts": {"image_encoder": {"file": "model.tflite"}}})
+    with pytest.raises(UsageError, match=r"runs \.onnx files, not model\.tflite"):
+        remote._provider(other, "openvino")
+    assert remote._provider(other, "cpu") == "cpu"
 
 
 def test_what_it_refuses(small, tmp_path, monkeypatch):

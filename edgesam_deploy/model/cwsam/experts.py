@@ -6,6 +6,7 @@ The mixtures hold their weights under the checkpoint's names; the routing operat
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import chain
 
 from torch import Tensor, nn
 
@@ -47,7 +48,9 @@ class TokenChoice(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         tokens, gate = x.flatten(0, -2), self.gate
         weights = _weights(self.experts, "02")
-        route: Callable[..., Tensor] = tokens_choose if learns(tokens, gate.weight, *weights[0]) else token_choice
+        route: Callable[..., Tensor] = (
+            tokens_choose if learns(tokens, *gate.parameters(), *chain(*weights)) else token_choice
+        )
         mixed = route(tokens, gate.weight, gate.bias, *weights, self.chosen, self.activation)
         return mixed.reshape(x.shape)
 
@@ -87,7 +90,9 @@ class ExpertChoice(nn.Module):
         groups = [group for group in self.expert_groups if isinstance(group, ExpertGroup)]
         tokens, routers = x.flatten(0, -2), [group.router.weight for group in groups]
         weights = _weights((shard for group in groups for shard in group.shards()), "03")
-        route: Callable[..., Tensor] = experts_choose if learns(tokens, *routers, *weights[0]) else expert_choice
+        route: Callable[..., Tensor] = (
+            experts_choose if learns(tokens, self.group_router.weight, *routers, *chain(*weights)) else expert_choice
+        )
         mixed = route(
             tokens,
             self.group_router.weight,

@@ -19,7 +19,7 @@ from edgesam_deploy.targets.rules import Rule, RuleTable, dump_table
 from edgesam_deploy.toolkits import require
 
 NAME = "openvino"
-OPSET = 20  # what this project writes
+OPSET = 23  # the newest that this project writes
 UNKNOWN = "No conversion rule found for operations"
 SAMPLES: dict[str, Any] = {"INT": 1, "INTS": [1, 1], "FLOAT": 1.0, "FLOATS": [1.0], "STRING": "", "STRINGS": [""]}
 
@@ -68,7 +68,7 @@ def _alone(schema: Any) -> onnx.ModelProto:
     while node.input and not node.input[-1]:
         node.input.pop()
     graph = helper.make_graph([node], "probe", inputs, [onnx.ValueInfoProto(name="y")])
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=11)
 
 
 def _type(schema: Any, parameter: Any) -> int:
