@@ -139,17 +139,18 @@ def test_on_a_device(own, tmp_path):
     packed, there = tmp_path / "packed", tmp_path / "there"
     packed.mkdir()
     settings = Settings(runs=1, warmup=0, points=(1,), prompts=(), threads=1)
-    files, job, rows = remote._packed({"a": own[1]}, settings, packed)
+    name = str(own[1].path)
+    files, job, rows = remote._packed({name: own[1]}, settings, packed)
     assert [bundle["provider"] for bundle in job["bundles"]] == ["openvino"]
-    for name, path in files.items():
-        (there / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, there / name)
+    for file, path in files.items():
+        (there / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, there / file)
     said = []
     runner.run(job, there, said.append)
     assert next(fact["executed"] for fact in said if fact["event"] == "loaded").startswith("openvino")
-    device = SimpleNamespace(pull=lambda name, to: shutil.copy(there / name, to))
-    remote._compare(device, job, {"a": own[1]}, rows, settings, packed)
-    assert rows["a"]["agreement"] < 1e-5
+    device = SimpleNamespace(pull=lambda file, to: shutil.copy(there / file, to))
+    remote._compare(device, job, {name: own[1]}, rows, settings, packed)
+    assert rows[name]["agreement"] < 1e-5
     with pytest.raises(UsageError, match="openvino bundles run in openvino"):
         remote._provider(own[1], "cuda")
     other = Bundle(tmp_path, {"target": "tflite", "parts": {"image_encoder": {"file": "model.tflite"}}})
