@@ -34,7 +34,7 @@ OPTIONS = [
     ("edge_sam", "onnx", {"points": "dynamic", "batch": "dynamic", "prompts_per_image": 64, "mask_input": True}),
     pytest.param("edge_sam", "onnx", {"embed_preprocess": True, "scores": "stability"}, marks=pytest.mark.slow),
     pytest.param("edge_sam_dyt_hq", "onnx", {}, marks=pytest.mark.slow),
-    ("edge_sam", "npu", {}),
+    pytest.param("edge_sam", "npu", {}, marks=pytest.mark.slow),
 ]
 
 
@@ -116,6 +116,7 @@ def test_the_operator_table_is_the_installed_openvinos(tmp_path):
     assert (known["Conv"], known["Gelu"], known["StringNormalizer"]) == ("supported", "supported", "unsupported")
 
 
+@pytest.mark.slow
 def test_8_bit_of_another_target(small, tmp_path):
     """The file was quantised for another runtime's kernels: here it is as far from fp32 as there."""
     model = load("edge_sam", seed=0, config=TINY)
