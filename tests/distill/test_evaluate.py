@@ -216,7 +216,7 @@ def test_average_precision_of_perfect_and_of_wrong_boxes(scenes, tmp_path, sourc
     assert found["AP"] > 0.8
     # areas are the masks', not their boxes', by which COCO would judge results that keep them
     given, load = [], data.api.loadRes
-    monkeypatch.setattr(data.api, "loadRes", lambda results: given.append(load(results)) or given[0])
+    monkeypatch.setattr(data.api, "loadRes", lambda results: given.append(load(results)) or given[-1])
     average_precision(Oracle(data), data, detections)
     judged = list(given[0].anns.values())
     assert [a["area"] for a in judged] == [coco.area(a["segmentation"]) for a in judged]
