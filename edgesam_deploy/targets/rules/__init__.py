@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib.resources import files
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
@@ -420,6 +421,15 @@ def report_table(name: str) -> RuleTable:
 def parse_table(text: str) -> RuleTable:
     """A table from its JSON text. Raises pydantic's ValidationError naming the rule and the field."""
     return RuleTable.model_validate_json(text)
+
+
+def write_table(table: RuleTable, output: Path) -> str:
+    """What a probe ends with: the file written, and a line that says so. Raises SystemExit where it cannot be."""
+    try:
+        output.write_text(dump_table(table), encoding="utf-8")
+    except OSError as e:
+        raise SystemExit(f"cannot write {output}: {e.strerror}") from e
+    return f"{output}: {len(table.rules)} rules for {table.runtime} {table.version}"
 
 
 def dump_table(table: RuleTable) -> str:

@@ -27,7 +27,7 @@ from onnx import AttributeProto, ModelProto, TensorProto, helper
 from onnxruntime.capi import onnxruntime_pybind11_state as ort
 
 from edgesam_deploy.errors import EdgeSamDeployError
-from edgesam_deploy.targets.rules import Dtypes, Rule, RuleStatus, RuleTable, dump_table
+from edgesam_deploy.targets.rules import Dtypes, Rule, RuleStatus, RuleTable, write_table
 
 NAME = "onnxruntime_cpu"
 PROVIDER = "CPUExecutionProvider"
@@ -366,12 +366,7 @@ def main(arguments: list[str] | None = None) -> None:
     default = Path(__file__).with_name(f"{NAME}.json")
     parser.add_argument("-o", "--output", type=Path, default=default, help="default: the table in this package")
     output = parser.parse_args(arguments).output
-    table = generate()
-    try:
-        output.write_text(dump_table(table), encoding="utf-8")
-    except OSError as e:
-        raise SystemExit(f"cannot write {output}: {e.strerror}") from e
-    print(f"{output}: {len(table.rules)} rules for {table.runtime} {table.version}")
+    print(write_table(generate(), output))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Any
 import onnx
 from onnx import TensorProto, helper
 
-from edgesam_deploy.targets.rules import Rule, RuleTable, dump_table
+from edgesam_deploy.targets.rules import Rule, RuleTable, write_table
 from edgesam_deploy.toolkits import require
 
 NAME = "openvino"
@@ -90,12 +90,7 @@ def main(arguments: list[str] | None = None) -> None:
     default = Path(__file__).with_name(f"{NAME}.json")
     parser.add_argument("-o", "--output", type=Path, default=default, help="default: the table in this package")
     output = parser.parse_args(arguments).output
-    table = generate()
-    try:
-        output.write_text(dump_table(table), encoding="utf-8")
-    except OSError as e:
-        raise SystemExit(f"cannot write {output}: {e.strerror}") from e
-    print(f"{output}: {len(table.rules)} rules for {table.runtime} {table.version}")
+    print(write_table(generate(), output))
 
 
 if __name__ == "__main__":

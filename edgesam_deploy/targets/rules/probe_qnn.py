@@ -21,7 +21,7 @@ import numpy as np
 import onnx.parser
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from edgesam_deploy.targets.rules import Condition, Dtypes, Rule, RuleStatus, RuleTable, dump_table
+from edgesam_deploy.targets.rules import Condition, Dtypes, Rule, RuleStatus, RuleTable, write_table
 from edgesam_deploy.targets.rules.qnn_compiler import SOC, Assignment, assignments
 from edgesam_deploy.targets.rules.qnn_nodes import (
     ELEMENTS,
@@ -232,12 +232,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("-o", "--output", type=Path, default=default, help="default: the table in this package")
     parser.add_argument("--soc", default=SOC, help=f"which chip to compile for, default {SOC}")
     given = parser.parse_args(arguments)
-    table = generate(given.soc)
-    try:
-        given.output.write_text(dump_table(table), encoding="utf-8")
-    except OSError as e:
-        raise SystemExit(f"cannot write {given.output}: {e.strerror}") from e
-    print(f"{given.output}: {len(table.rules)} rules for {table.runtime} {table.version}")
+    print(write_table(generate(given.soc), given.output))
 
 
 if __name__ == "__main__":
