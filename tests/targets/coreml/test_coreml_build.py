@@ -184,7 +184,7 @@ builder.build(load("edge_sam", config=FAMILY["edge_sam"]), "coreml", sys.argv[1]
     done = subprocess.run([sys.executable, "-c", script, str(again)], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "Converting" not in done.stdout + done.stderr  # what the converter prints is kept from the user
-    assert len(single.manifest["files"]) == 8
+    assert sum(".mlpackage" in name for name in single.manifest["files"]) == 6
     for name in single.manifest["files"]:
         assert (single.path / name).read_bytes() == (again / name).read_bytes(), name
 
