@@ -1,14 +1,18 @@
-"""Reading .onnx files that anybody may have written: what is none is refused with what to do about it."""
+"""Reading .onnx files that anybody may have written, and writing them so that anybody's tools can read them."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto
 
 from edgesam_deploy.errors import UsageError
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 
 def read_graph(path: Path) -> ModelProto:
@@ -26,3 +30,24 @@ def read_graph(path: Path) -> ModelProto:
         # any short file may parse as an empty message, and a cut one lacks what stands at its end
         raise UsageError(f"{path} is not an ONNX file, or a truncated one: it has no graph or no opset")
     return model
+
+
+def write_graph(model: ir.Model, path: Path, *, external: bool) -> None:
+    """Write ``path``, its weights into ``<path>.data`` where ``external``.
+
+    The weights' shapes stand in the weights alone. Said once more in ``value_info``, as onnx_ir does, they become
+    untrue in tools that replace weights: ``onnxruntime.quantization.quantize_dynamic`` ends in an error of shape
+    inference, since it turns Gemm's weights round.
+    """
+    import onnx_ir as ir
+
+    if external:
+        ir.save(model, path, external_data=f"{path.name}.data")
+        proto = onnx.load(path, load_external_data=False)
+    else:
+        proto = ir.to_proto(model)
+    weights = {tensor.name for tensor in proto.graph.initializer}
+    results = [value for value in proto.graph.value_info if value.name not in weights]
+    del proto.graph.value_info[:]
+    proto.graph.value_info.extend(results)
+    onnx.save(proto, path)

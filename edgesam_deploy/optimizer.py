@@ -35,7 +35,7 @@ from edgesam_deploy.errors import (
     UnsupportedOperators,
     UsageError,
 )
-from edgesam_deploy.onnx_file import read_graph
+from edgesam_deploy.onnx_file import read_graph, write_graph
 from edgesam_deploy.passes import onnx as passes
 from edgesam_deploy.passes.engine import Engine, Progress, ProofMode, Step
 from edgesam_deploy.passes.onnx.graph import opset as opset_of
@@ -392,7 +392,7 @@ def write_model(model: ir.Model, out: Path, *, check: bool = True, target: str =
     folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
         draft = folder / out.name
-        ir.save(model, draft, external_data=f"{out.name}.data" if external else None)
+        write_graph(model, draft, external=external)
         if check:
             _check(draft)
         if target == "tensorrt":

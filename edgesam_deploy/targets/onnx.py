@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from edgesam_deploy.contract import MASK_DECODER, Interface, SegmenterInterface
 from edgesam_deploy.errors import BundleError, EdgeSamDeployError, MissingToolkit, UsageError
+from edgesam_deploy.onnx_file import write_graph
 from edgesam_deploy.precision.calibration import encoder_inputs
 from edgesam_deploy.precision.calibration_rows import CALIBRATION, SHIPPED, calibration_set
 from edgesam_deploy.targets.base import Arrays, Bits, Runner, Target, option
@@ -49,7 +50,7 @@ class OnnxTarget(Target):
 
     opset: int = option(20, "ONNX operator set, 18 to 23.")
     precision: Literal["fp32", "int8"] = option(
-        "fp32", "Type of weights and arithmetic; int8: the encoder's convolutions and what lies between them."
+        "fp32", "Type of weights and arithmetic; int8: the encoder's convolutions, the decoder's products per pixel."
     )
     calibration: str | None = option(None, "Folder of pictures for calibrated precisions. Default: shipped ones.")
     prompts_per_image: int = option(
@@ -161,10 +162,13 @@ class OnnxTarget(Target):
         (place / CALIBRATION).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
     def _quantise_parts(self, programs: Sequence[Program], rows: Sequence[Arrays]) -> dict[str, list[str]]:
-        """8 bit for the first part: prompts are few numbers, and neither coordinates nor the masks made of them fit."""
+        """8 bit for the first part, and for what the decoder does per pixel: tokens and coordinates do not fit."""
         from edgesam_deploy.targets.onnx_int8 import quantise
+        from edgesam_deploy.targets.onnx_int8_products import quantise_products
 
-        return {programs[0].name: quantise(programs[0], rows)}
+        layers = {programs[0].name: quantise(programs[0], rows)}
+        decoders = [program for program in programs[1:] if program.name == MASK_DECODER]
+        return layers | {program.name: quantise_products(program) for program in decoders}
 
     def emit(
         self, program: Program, interface: Interface | SegmenterInterface, path: Path, metadata: Mapping[str, str]
@@ -184,8 +188,7 @@ class OnnxTarget(Target):
         model.producer_name, model.producer_version = "edgesam-deploy", metadata.get("edgesam_deploy_version", "")
         model.doc_string = None
         ir.passes.common.ShapeInferencePass(data_prop=True)(model)
-        large = _weight_bytes(model) > EXTERNAL_ABOVE
-        ir.save(model, path, external_data=f"{path.name}.data" if large else None)
+        write_graph(model, path, external=_weight_bytes(model) > EXTERNAL_ABOVE)
         onnx.checker.check_model(path, full_check=True)
 
     def integrate(self, folder: Path, manifest: Mapping[str, Any]) -> None:

@@ -12,7 +12,17 @@ import pytest
 from benchmarks import prompts_vs_reference as benchmark
 from benchmarks.interleaved import AGAIN, Comparison, Machine, Ratio, Row
 from benchmarks.latency_vs_reference import OURS, REFERENCE, NotComparable
-from benchmarks.prompts_vs_reference import Encoded, check_masks, everything, grid_prompts, per_prompt, report, verdicts
+from benchmarks.prompts_vs_reference import (
+    Encoded,
+    check_masks,
+    encoded_as,
+    everything,
+    grid_prompts,
+    mask_agreement,
+    per_prompt,
+    report,
+    verdicts,
+)
 
 
 class Decoder:
@@ -56,6 +66,20 @@ def test_other_masks_are_refused() -> None:
         check_masks(ours(Decoder()), reference(Decoder(off=3)))
 
 
+def test_how_far_8_bit_are_off() -> None:
+    same = mask_agreement(ours(Decoder()), ours(Decoder()))
+    assert same == {"mean": 1.0, "worst": 1.0}
+    moved = mask_agreement(ours(Decoder(off=-20)), ours(Decoder(off=-21)))  # the masks are full or empty
+    assert moved["worst"] == 0.0
+    assert 0.5 < moved["mean"] < 1
+
+
+def test_an_8_bit_decoder_gets_the_others_embeddings() -> None:
+    here = ours(Decoder()).ours
+    other = SimpleNamespace(**{**vars(here), "features": None, "set_image": lambda image: None})
+    assert encoded_as(here, other, np.zeros((48, 64, 3), np.uint8)).ours.features == here.features
+
+
 def test_ours_is_measured_together_and_one_at_a_time() -> None:
     together, theirs = Decoder(), Decoder()
     sides = {REFERENCE: reference(theirs), AGAIN: reference(Decoder()), OURS: ours(together)}
@@ -89,12 +113,13 @@ def test_the_report_says_what_is_reached() -> None:
         return Comparison("prompts", 2, 15, 1, tuple(rows), 0.1, 0.2)
 
     facts = {"weights": "seed 0", "options": "--points 2", "masks_relative_l2": 1e-6, "hoisted_macs": 4e8,
-             "hoisted_share": 0.02}  # fmt: skip
+             "hoisted_share": 0.02, "int8_mask_iou": {"mean": 0.991, "worst": 0.95}}  # fmt: skip
     machine = Machine("a processor", 2, "2026-01-01", "Linux x86_64")
-    lines = verdicts({"16 prompts": (comparison(0.5), 0.65), "everything-mode": (comparison(0.7), 0.6)})
+    lines = verdicts({"16 prompts": (comparison(0.5), {OURS: 0.65}), "everything-mode": (comparison(0.7), {OURS: 0.6})})
     text = report(machine, "Prompts", [comparison(0.5), comparison(0.7)], lines, facts)
-    assert "16 prompts: at most 0.65 wanted, 0.500 (0.500-0.500): **reached**" in text
-    assert "everything-mode: at most 0.60 wanted, 0.700 (0.700-0.700): **missed**" in text
+    assert "16 prompts, edgesam-deploy: at most 0.65 wanted, 0.500 (0.500-0.500): **reached**" in text
+    assert "everything-mode, edgesam-deploy: at most 0.60 wanted, 0.700 (0.700-0.700): **missed**" in text
+    assert "IoU 0.9910 on average (at least 0.98 wanted: reached), 0.9500 at worst" in text
     assert "adds 0.40 GMAC per picture, 2.0 % of it" in text
     assert text.count("baseline again") == 2
 
