@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from edgesam_deploy.passes.engine import Pass, exact
@@ -41,7 +42,7 @@ def _lower(program: Program, opset: int, ir_version: int) -> int:
             body, dynamo=True, optimize=False, verify=False, verbose=False, opset_version=opset
         )  # fmt: skip
 
-    with _quiet():
+    with _quiet(), _translations_kept():
         try:
             with _decomposed_if_needed(quick := program.copy().aten, always=bool(program.islands)):
                 exported = export(quick)
@@ -97,6 +98,31 @@ def _name_outputs(model: ir.Model, program: Program) -> None:
     for value, spec in zip(graph.outputs, program.outputs, strict=True):
         value.name = spec.name
     common.NameFixPass()(model)  # another value may have had that name
+
+
+@contextlib.contextmanager
+def _translations_kept() -> Iterator[None]:
+    """The exporter gathers its table of translations anew for every program, 0.7 s each time; nothing here adds to it,
+    so one for each opset does. A PyTorch that keeps it elsewhere is only slower.
+    """
+    from torch.onnx._internal.exporter import _registration
+
+    kind = getattr(_registration, "ONNXRegistry", None)
+    gather = getattr(kind, "from_torchlib", None)
+    if kind is None or gather is None:
+        yield
+        return
+    original = vars(kind)["from_torchlib"]
+    kind.from_torchlib = staticmethod(lambda *opset, **named: _table(gather, opset, tuple(named.items())))
+    try:
+        yield
+    finally:
+        kind.from_torchlib = original
+
+
+@functools.cache
+def _table(gather: Callable[..., Any], opset: tuple[Any, ...], named: tuple[tuple[str, Any], ...]) -> Any:
+    return gather(*opset, **dict(named))
 
 
 @contextlib.contextmanager

@@ -220,6 +220,23 @@ def test_the_table_says_so_before_anything_is_exported(monkeypatch):
     assert exported == [1]
 
 
+def test_translations_are_gathered_once_for_an_opset(monkeypatch):
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    original, gathered = vars(ONNXRegistry)["from_torchlib"], []
+
+    def gather(cls, *args, **named):
+        gathered.append((args, named))
+        return original.__func__(cls, *args, **named)
+
+    monkeypatch.setattr(ONNXRegistry, "from_torchlib", classmethod(gather))
+    counted = vars(ONNXRegistry)["from_torchlib"]
+    for opset in (18, 18, 20):
+        lower_to_onnx(opset, IR_VERSIONS[opset])(traced(nn.Sequential(nn.ReLU()), (2, 3)))
+    assert len(gathered) == 2
+    assert vars(ONNXRegistry)["from_torchlib"] is counted  # other people's exports are theirs
+
+
 def test_what_works_in_place_is_traced_again():
     """The table leaves ``copy_`` out, and nobody reads its result: as it is written, what it copies would be lost."""
 
