@@ -8,8 +8,6 @@ TARGET ?= onnx
 JOBS ?= $(shell nproc)
 # a file of tests stays with one worker, which shares what it built; each worker has a core to itself
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
-# in a worker that had run certain other files before, these ended the process without a word; why was not found
-ALONE := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -p no:xdist tests/targets/test_openvino.py
 # what gradio wants does not fit beside the rest
 DEMO := .venv-demo/.installed
 PICTURE ?= examples/scene.jpg
@@ -37,12 +35,10 @@ build: $(READY) ## build the default model, prove it, and try it on a picture
 	$(BIN)/edgesam-deploy run out/$(MODEL)/$(TARGET) $(PICTURE) $(PROMPT) --out out/$(MODEL)/scene
 
 test: $(TOOLKITS) ## the tests that decide: under 20 minutes on 2 cores, no network
-	$(PYTEST) --ignore tests/targets/test_openvino.py
-	$(ALONE)
+	$(PYTEST)
 
 test-all: $(TOOLKITS) ## also the slow ones
-	$(PYTEST) -m '' --ignore tests/targets/test_openvino.py
-	$(ALONE) -m ''
+	$(PYTEST) -m ''
 
 lint: $(TOOLKITS) ## style and types
 	$(BIN)/ruff check .

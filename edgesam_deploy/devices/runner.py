@@ -17,6 +17,7 @@ of its own.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import os
@@ -162,7 +163,7 @@ class OpenvinoPart:
         config = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
         if threads:
             config["INFERENCE_NUM_THREADS"] = str(threads)
-        model = ov.Core().compile_model(str(file), "CPU", config)
+        model = _openvino_core().compile_model(str(file), "CPU", config)
         self._request = model.create_infer_request()
         self._ports = model.inputs
         self.inputs = [name for port in model.inputs for name in port.names]  # a port may have several
@@ -173,6 +174,12 @@ class OpenvinoPart:
         feeds = {port: next(inputs[n] for n in port.names if n in inputs) for port in self._ports}
         values = self._request.infer(feeds)
         return {name: values[port] for name, port in self._outputs}
+
+
+@functools.cache
+def _openvino_core() -> Any:
+    """One for all: of two, the one that goes last leaves signals a stack that is gone, and the next one is the end."""
+    return importlib.import_module("openvino").Core()
 
 
 class TflitePart:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,17 @@ OPENVINO = "openvino"  # as a provider
 CONFIG = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
 
 
+@functools.cache
+def openvino_core() -> Any:
+    """The process's one ``openvino.Core``, kept for good.
+
+    A core's CPU plugin gives the thread that loads it a stack for signals, and puts back the one before when it goes.
+    Of two cores, the one that goes last puts back the first one's, which is unmapped by then: the next signal with a
+    handler of Python's, a Ctrl-C or the end of a data loader's worker, ends the process.
+    """
+    return require("openvino", "--provider openvino").Core()
+
+
 class OpenvinoRunner:
     """One .onnx file in OpenVINO's CPU plugin; ``threads`` 0 leaves their number to it."""
 
@@ -25,7 +37,7 @@ class OpenvinoRunner:
         ov = require("openvino", "--provider openvino")
         config = {**CONFIG, "INFERENCE_NUM_THREADS": threads} if threads else CONFIG
         try:
-            model = ov.Core().compile_model(str(path), "CPU", config)
+            model = openvino_core().compile_model(str(path), "CPU", config)
             names = [value.name for value in onnx.load(path, load_external_data=False).graph.output]
             self.outputs = {name: model.output(name) for name in names}  # a port has other names beside the file's own
         except Exception as e:  # its error types derive from Exception alone

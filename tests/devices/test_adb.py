@@ -124,6 +124,9 @@ def test_where_the_device_has_an_interpreter(phone, bundles, monkeypatch):
         result = measure_on(device, [bundles().path], QUICK, python=sys.executable)
     assert result["bundles"][0]["agreement"] < 1e-5
     assert calls(phone)[0][0] == "shell"  # no serial was asked for
+    own = phone / "bin" / "python3"
+    own.write_text(f'#!/bin/sh\nexec {sys.executable} -S -E "$@"\n')  # an interpreter without ONNX Runtime
+    own.chmod(0o755)
     with open_device("adb") as device, pytest.raises(MissingToolkit, match="--device-python names another"):
         measure_on(device, [bundles().path], QUICK)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +25,7 @@ from edgesam_deploy.model.registry import load
 from edgesam_deploy.parity import check
 from edgesam_deploy.runtime import open_artifact, open_predictor
 from edgesam_deploy.targets import make_target
+from edgesam_deploy.targets.openvino_runner import openvino_core
 from edgesam_deploy.targets.rules import load_table, probe_openvino
 
 ov = pytest.importorskip("openvino", reason="openvino is not installed")
@@ -90,7 +92,7 @@ def test_what_is_8_bit_is_what_convolutions_and_their_sums_read(own):
 
 
 def test_openvino_computes_it_in_8_bit(own):
-    model = ov.Core().compile_model(str(own[0].path / "encoder.onnx"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    model = openvino_core().compile_model(str(own[0].path / "encoder.onnx"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     facts = [op.get_rt_info() for op in model.get_runtime_model().get_ops()]
     kinds = [f["runtimePrecision"].astype(str) for f in facts if "Convolution" in f["layerType"].astype(str)]
     assert sum(kind in ("u8", "i8") for kind in kinds) > len(kinds) / 2, kinds
@@ -126,6 +128,25 @@ def test_8_bit_of_another_target(small, tmp_path):
     maps = [open_predictor(bundle.path, provider).set_image(scene) for provider in ("cpu", "openvino")]
     apart = [np.linalg.norm(found - wanted) / np.linalg.norm(wanted) for found in maps]
     assert apart[1] == pytest.approx(apart[0], rel=0.2)
+
+
+def test_signals_are_handled_when_runners_are_gone(own):
+    """In a process of its own: what went wrong ended it."""
+    script = """
+import os, signal, sys
+from pathlib import Path
+from edgesam_deploy.devices.runner import OpenvinoPart
+from edgesam_deploy.targets.openvino_runner import OpenvinoRunner
+files = [Path(name) for name in sys.argv[1:]]
+runners = [OpenvinoRunner(file) for file in files] + [OpenvinoPart(file, "", "openvino", 1) for file in files]
+while runners:
+    del runners[0]  # the first made goes first
+signal.signal(signal.SIGINT, lambda *_: print("handled"))
+os.kill(os.getpid(), signal.SIGINT)
+"""
+    files = [str(own[0].path / name) for name in ("encoder.onnx", "decoder.onnx")]
+    done = subprocess.run([sys.executable, "-c", script, *files], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
 
 
 def test_bench(small):

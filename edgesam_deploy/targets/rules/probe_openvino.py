@@ -15,6 +15,7 @@ from typing import Any
 import onnx
 from onnx import TensorProto, helper
 
+from edgesam_deploy.targets.openvino_runner import openvino_core
 from edgesam_deploy.targets.rules import Rule, RuleTable, write_table
 from edgesam_deploy.toolkits import require
 
@@ -27,7 +28,7 @@ SAMPLES: dict[str, Any] = {"INT": 1, "INTS": [1, 1], "FLOAT": 1.0, "FLOATS": [1.
 def generate() -> RuleTable:
     """The table for the installed OpenVINO, by operator."""
     ov = require("openvino", "probing OpenVINO")
-    core = ov.Core()
+    core = openvino_core()
     known = {s.name for s in onnx.defs.get_all_schemas_with_history() if s.domain == "" and s.since_version <= OPSET}
     schemas = [onnx.defs.get_schema(name, OPSET, "") for name in sorted(known)]
     rules = [_rule(core, schema) for schema in schemas if not schema.deprecated]  # of what was withdrawn, nothing
