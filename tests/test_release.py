@@ -63,3 +63,12 @@ def test_the_image_installs_what_it_copies():
     lines = (ROOT / "Dockerfile").read_text().splitlines()
     copied = [word for line in lines if re.match(r"COPY [^-]", line) for word in line.split()[1:-1]]
     assert all((ROOT / name).exists() for name in copied)
+
+
+@pytest.mark.parametrize("file", ["constraints.txt", "constraints-demo.txt", "constraints-all.txt"])
+def test_versions_are_those_of_any_index(file):
+    """A local version such as 2.13.0+cpu is on the index alone that it comes from."""
+    lines = [line for line in (ROOT / file).read_text().splitlines() if not line.startswith("#")]
+    assert len(lines) > 50
+    for line in lines:
+        assert re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][0-9.a-z]*", line), line
