@@ -55,12 +55,13 @@ COUNTED: dict[str, Callable[[NodeProto, Shape, Shape, Shape], int]] = {
     "Conv": _of_conv,
     "ConvTranspose": _of_conv_transpose,
     "MatMul": _of_matmul,
+    "MatMulInteger": _of_matmul,
     "Gemm": _of_gemm,
 }
 # they multiply too: a sum without them would be a claim
 UNCOUNTED = frozenset(
     {"Attention", "ConvInteger", "DeformConv", "Einsum", "FusedConv", "FusedGemm", "FusedMatMul", "GRU", "LSTM",
-     "MatMulInteger", "MatMulNBits", "MultiHeadAttention", "QLinearConv", "QLinearMatMul", "RNN"}
+     "MatMulNBits", "MultiHeadAttention", "QLinearConv", "QLinearMatMul", "RNN"}
 )  # fmt: skip
 
 

@@ -46,8 +46,15 @@ def write_graph(model: ir.Model, path: Path, *, external: bool) -> None:
         proto = onnx.load(path, load_external_data=False)
     else:
         proto = ir.to_proto(model)
-    weights = {tensor.name for tensor in proto.graph.initializer}
-    results = [value for value in proto.graph.value_info if value.name not in weights]
-    del proto.graph.value_info[:]
-    proto.graph.value_info.extend(results)
+    _forget_shapes_of_weights(proto.graph)
     onnx.save(proto, path)
+
+
+def _forget_shapes_of_weights(graph: onnx.GraphProto) -> None:
+    weights = {tensor.name for tensor in graph.initializer}
+    results = [value for value in graph.value_info if value.name not in weights]
+    del graph.value_info[:]
+    graph.value_info.extend(results)
+    for attribute in (attribute for node in graph.node for attribute in node.attribute):
+        for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+            _forget_shapes_of_weights(inner)

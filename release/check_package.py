@@ -22,7 +22,8 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-OWN_VERSIONS = {"demo": ["constraints-demo.txt"], "all": ["constraints-all.txt"], "tensorrt": []}  # extras that constraints.txt does not fit
+# extras that constraints.txt does not fit
+OWN_VERSIONS = {"demo": ["constraints-demo.txt"], "all": ["constraints-all.txt"], "tensorrt": []}
 MODULES = {
     "torch": ["torch", "onnxscript", "safetensors", "huggingface_hub"],
     "coreml": ["coremltools"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -103,21 +104,26 @@ def _name_outputs(model: ir.Model, program: Program) -> None:
 @contextlib.contextmanager
 def _translations_kept() -> Iterator[None]:
     """The exporter gathers its table of translations anew for every program, 0.7 s each time; nothing here adds to it,
-    so one for each opset does. A PyTorch that keeps it elsewhere is only slower.
+    so one for each opset does. A PyTorch that keeps it elsewhere is only slower. One thread at a time: a table that
+    another thread's export adds to would not be this one's alone.
     """
-    from torch.onnx._internal.exporter import _registration
+    try:
+        from torch.onnx._internal.exporter import _registration
 
-    kind = getattr(_registration, "ONNXRegistry", None)
-    gather = getattr(kind, "from_torchlib", None)
-    if kind is None or gather is None:
+        kind: Any = _registration.ONNXRegistry
+        original, gather = vars(kind)["from_torchlib"], kind.from_torchlib
+    except (ImportError, AttributeError, KeyError):
         yield
         return
-    original = vars(kind)["from_torchlib"]
-    kind.from_torchlib = staticmethod(lambda *opset, **named: _table(gather, opset, tuple(named.items())))
-    try:
-        yield
-    finally:
-        kind.from_torchlib = original
+    with _GATHERING:
+        kind.from_torchlib = staticmethod(lambda *args, **named: _table(gather, args, tuple(named.items())))
+        try:
+            yield
+        finally:
+            kind.from_torchlib = original
+
+
+_GATHERING = threading.RLock()
 
 
 @functools.cache

@@ -50,7 +50,7 @@ class OnnxTarget(Target):
 
     opset: int = option(20, "ONNX operator set, 18 to 23.")
     precision: Literal["fp32", "int8"] = option(
-        "fp32", "Type of weights and arithmetic; int8: the encoder's convolutions, the decoder's products per pixel."
+        "fp32", "Type of weights and arithmetic; int8: the encoder's convolutions, the products that upscale masks."
     )
     calibration: str | None = option(None, "Folder of pictures for calibrated precisions. Default: shipped ones.")
     prompts_per_image: int = option(
@@ -162,7 +162,7 @@ class OnnxTarget(Target):
         (place / CALIBRATION).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
     def _quantise_parts(self, programs: Sequence[Program], rows: Sequence[Arrays]) -> dict[str, list[str]]:
-        """8 bit for the first part, and for what the decoder does per pixel: tokens and coordinates do not fit."""
+        """8 bit for the first part, and for how the decoder upscales its masks: tokens and coordinates do not fit."""
         from edgesam_deploy.targets.onnx_int8 import quantise
         from edgesam_deploy.targets.onnx_int8_products import quantise_products
 

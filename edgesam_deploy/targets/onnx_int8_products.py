@@ -3,10 +3,11 @@
     x ── MatMul(W) ── Add(bias)
     x ── DynamicQuantizeLinear ── MatMulInteger(W int8) ── Cast ── Mul ── Add(bias)
 
-ONNX Runtime makes one operator of the second row. It pays where rows are many: in the two products that upscale the
-image's side (4,096 and 16,384 rows) and in nothing that has a row per token, where converting takes what the product
-saves and the coordinates would be rounded. No calibration: a range belongs to the call, so the prompts of one call
-share it, and an answer depends a little on its neighbours.
+ONNX Runtime makes one operator of the second row. It pays where rows are many: in the products that upscale the image's
+side (4,096 and 16,384 rows at 1024 pixels), behind the last attention. What attention reads again stays fp32, though it
+has as many rows: tokens and scores are made of it. So do transposed convolutions, which the decoders of the DyT fork
+and of HQ-SAM upscale with. No calibration: a range belongs to the call, so the prompts of one call share it, and an
+answer depends a little on its neighbours.
 """
 
 from __future__ import annotations
@@ -19,19 +20,32 @@ from edgesam_deploy.passes.onnx.graph import add_initializer, add_node, constant
 from edgesam_deploy.passes.program import Program
 
 ROWS = 1024  # of one prompt, at least: below, converting takes what the product saves
+ATTENTION = ("Softmax", "Exp")  # the second where a pass wrote it out
 FLOAT = ir.DataType.FLOAT
 LEAST = np.float32(1e-8)  # of a step: an output without weights has none of its own
 
 
 def quantise_products(program: Program) -> list[str]:
-    """Quantise the linear layers over many rows, in place: int8 weights by output, uint8 for what they read; names."""
+    """Quantise the linear layers over many rows behind the last attention, in place: int8 weights by output, uint8 for
+    what they read. Returns the names of the products that came in their place.
+    """
     graph = program.onnx.graph
-    layers = [node for node in graph if _is_large(node)]
-    for node in layers:
-        _quantise(node)
-    names = [str(node.name) for node in layers]
+    read_again = _before_attention(graph)
+    names = [_quantise(node) for node in list(graph) if node not in read_again and _is_large(node)]
     eliminate_dead(program)  # the products in fp32 and their weights
     return names
+
+
+def _before_attention(graph: ir.Graph) -> set[ir.Node]:
+    """The nodes whose results some attention depends on."""
+    found: set[ir.Node] = set()
+    ahead = [node for node in graph if is_standard(node, *ATTENTION)]
+    while ahead:
+        node = ahead.pop()
+        makers = {value.producer() for value in node.inputs if value is not None}
+        ahead += [maker for maker in makers if maker is not None and maker not in found]
+        found |= {maker for maker in makers if maker is not None}
+    return found
 
 
 def _is_large(node: ir.Node) -> bool:
@@ -45,12 +59,12 @@ def _is_large(node: ir.Node) -> bool:
 
 
 def _rows(node: ir.Node) -> int:
-    """Of one prompt: what the leading dimensions multiply to, a dynamic batch counted as 1."""
+    """Of one prompt: what the dimensions between the batch and the last multiply to."""
     shape = None if node.inputs[0] is None else node.inputs[0].shape
-    return int(np.prod([n for n in shape[:-1] if isinstance(n, int)])) if shape is not None else 0
+    return 0 if shape is None else int(np.prod([n for n in shape[1:-1] if isinstance(n, int)]))
 
 
-def _quantise(node: ir.Node) -> None:
+def _quantise(node: ir.Node) -> str:
     source, weight, name = node.inputs[0], constant(node.inputs[1]), str(node.outputs[0].name)
     assert source is not None
     assert weight is not None
@@ -76,3 +90,6 @@ def _quantise(node: ir.Node) -> None:
     scale = add_node(node, "Mul", [step, by_output], name=f"{name}_scale", dtype=FLOAT, shape=steps.shape)
     product = add_node(node, "Mul", [wide, scale], name=f"{name}_product", dtype=FLOAT, shape=shape)
     node.outputs[0].replace_all_uses_with(product)
+    producer = summed.producer()
+    assert producer is not None
+    return str(producer.name)

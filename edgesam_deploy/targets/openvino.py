@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from edgesam_deploy.errors import UsageError
-from edgesam_deploy.targets.base import Arrays, Runner
+from edgesam_deploy.targets.base import Arrays, Runner, option
 from edgesam_deploy.targets.onnx import OnnxTarget
 from edgesam_deploy.targets.openvino_runner import OPENVINO, OpenvinoRunner
 
@@ -26,6 +26,10 @@ class OpenvinoTarget(OnnxTarget):
     runtime: ClassVar[tuple[str, ...]] = ("openvino",)
     tools: ClassVar[tuple[str, ...]] = (*OnnxTarget.tools, "openvino")
     rules: ClassVar[str] = "openvino"
+
+    precision: Literal["fp32", "int8"] = option(
+        "fp32", "Type of weights and arithmetic; int8: the encoder's convolutions, and the sums between them."
+    )
 
     @property
     def measured_on(self) -> str:

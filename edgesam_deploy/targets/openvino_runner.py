@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ OPENVINO = "openvino"  # as a provider
 CONFIG = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
 
 
-@functools.cache
+_MAKING = threading.Lock()
+
+
 def openvino_core() -> Any:
     """The process's one ``openvino.Core``, kept for good.
 
@@ -25,6 +28,12 @@ def openvino_core() -> Any:
     Of two cores, the one that goes last puts back the first one's, which is unmapped by then: the next signal with a
     handler of Python's, a Ctrl-C or the end of a data loader's worker, ends the process.
     """
+    with _MAKING:  # of two that are made at once, one would be dropped
+        return _core()
+
+
+@functools.cache
+def _core() -> Any:
     return require("openvino", "--provider openvino").Core()
 
 

@@ -16,9 +16,12 @@ from scenes import picture
 
 from edgesam_deploy.builder import build
 from edgesam_deploy.bundle import verify
+from edgesam_deploy.capture import capture
 from edgesam_deploy.contract import TensorSpec
+from edgesam_deploy.cost import onnx_macs
 from edgesam_deploy.errors import UsageError
 from edgesam_deploy.model.registry import load
+from edgesam_deploy.passes.engine import Engine
 from edgesam_deploy.passes.execute import run_program
 from edgesam_deploy.passes.program import Program
 from edgesam_deploy.precision.calibration import encoder_inputs
@@ -66,7 +69,7 @@ def test_nothing_of_the_float_weights_is_left(small):
     assert sizes[0] < 0.6 * sizes[1]
 
 
-def test_the_decoders_products_per_pixel_run_in_8_bit(small, tmp_path):
+def test_the_decoders_upscaling_runs_in_8_bit(small, tmp_path):
     """Of this small map only the second upscaling has enough rows; tokens and coordinates stay as they are."""
     layers = json.loads((small[0].path / "calibration.json").read_text())["quantised"]["mask_decoder"]
     found = executed(small[0].path / "decoder.onnx", tmp_path)
@@ -76,6 +79,8 @@ def test_the_decoders_products_per_pixel_run_in_8_bit(small, tmp_path):
     onnx.checker.check_model(model, full_check=True)
     read = {name for node in model.graph.node for name in node.input}
     assert {weight.name for weight in model.graph.initializer} <= read, "the products' weights in fp32 are gone"
+    macs = [sum(onnx_macs(bundle.path / "decoder.onnx").values()) for bundle in small]
+    assert macs[0] == macs[1]
     predictors = [open_artifact(bundle.path) for bundle in small]
     features = [predictor.set_image(picture(180, 240, 4)) for predictor in predictors]
     assert features[0] is not None
@@ -86,6 +91,31 @@ def test_the_decoders_products_per_pixel_run_in_8_bit(small, tmp_path):
     for (masks, scores), (expected, exact) in zip(*answers, strict=True):
         np.testing.assert_array_equal(scores, exact)  # made from tokens, which nothing has touched
         assert 1e-5 < np.linalg.norm(masks - expected) / np.linalg.norm(expected) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "upscalings"),
+    [
+        ("edge_sam", {"io": "sam", "batch": 1}, 2),  # dynamic points: projections of attention over as many rows
+        ("edge_sam", {"points": "dynamic", "batch": "dynamic"}, 2),
+        ("edge_sam", {"points": 2, "batch": 200}, 2),  # tokens: 200 x 7 rows
+        ("edge_sam_dyt", {}, 0),  # upscales by transposed convolutions
+    ],
+)
+def test_nothing_that_attention_reads_is_8_bit(name, options, upscalings):
+    model = load(name, seed=0, config={**TINY, "image_size": 512})  # 1,024 cells
+    target = make_target("onnx", **options)
+    program = capture(model, target.interface(model.config))[1]
+    program = Engine("off").run(program, target.pipeline(model.config))
+    before = [node.op_type for node in program.onnx.graph]
+    assert len(quantise_products(program)) == upscalings
+    after = [node.op_type for node in program.onnx.graph]
+    assert before.count("MatMul") - after.count("MatMul") == upscalings
+    reached, ahead = set(), [node for node in program.onnx.graph if node.op_type == "MatMulInteger"]
+    while ahead:
+        reached.add(ahead[-1])
+        ahead += [usage.node for value in ahead.pop().outputs for usage in value.uses()]
+    assert not {node.op_type for node in reached} & {"Softmax", "Exp"}
 
 
 def product(rows, weight, bias=True):
@@ -109,11 +139,12 @@ def test_products_that_pay_and_those_that_do_not():
     weight = rng.standard_normal((64, 32)).astype(np.float32)
     weight[:, 3] = 0
     assert quantise_products(product((1, 1023), weight)) == []
+    assert quantise_products(product((2048, 4), weight)) == []  # a batch is not rows of one prompt
     assert quantise_products(product((1, 2048), weight, bias=False)) == []  # a resize written as a product
     large = product((1, 2048), weight)
     x = rng.standard_normal((1, 2048, 64)).astype(np.float32)
     exact = run_program(large, {"x": x})["y"]
-    assert quantise_products(large) == ["product"]
+    assert quantise_products(large) == [node.name for node in large.onnx.graph if node.op_type == "MatMulInteger"]
     found = run_program(large, {"x": x})["y"]
     assert np.isfinite(found).all()
     np.testing.assert_allclose(found[..., 3], exact[..., 3], atol=1e-6)  # an output without weights is its bias
