@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from edgesam_deploy.contract import MASK_DECODER, Interface, SegmenterInterface
 from edgesam_deploy.errors import BundleError, EdgeSamDeployError, MissingToolkit, UsageError
-from edgesam_deploy.onnx_file import write_graph
 from edgesam_deploy.precision.calibration import encoder_inputs
 from edgesam_deploy.precision.calibration_rows import CALIBRATION, SHIPPED, calibration_set
 from edgesam_deploy.targets.base import Arrays, Bits, Runner, Target, option
@@ -176,6 +175,7 @@ class OnnxTarget(Target):
         import onnx
         import onnx_ir as ir
 
+        from edgesam_deploy.onnx_file import write_graph
         from edgesam_deploy.targets.onnx_sam_io import attach_sam_outputs
 
         model = program.onnx
