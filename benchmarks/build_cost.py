@@ -4,9 +4,10 @@
 
 Both sides start in a process of their own, as users start them, and make encoder and decoder of the same seeded
 ``edge_sam``: the reference exports and simplifies them, ours is ``edgesam-deploy build --target onnx`` with its proofs
-and with its parity on photographs. They take turns; the figure is the median of the ratios of CPU time, since a shared
-machine gives the two unequal shares of wall time. Of ours, ``timings.json`` says what proof and parity took. Writes
-``build_cost.md`` and ``.json``.
+and with its parity on photographs. Between them stands PyTorch's current exporter, which ours is built on, with onnxsim
+behind it: what no build by it can be below. They take turns; the figure is the median of the ratios of CPU time, since
+a shared machine gives them unequal shares of wall time. Of ours, ``timings.json`` says what proof and parity took.
+Writes ``build_cost.md`` and ``.json``.
 """
 
 from __future__ import annotations
@@ -26,12 +27,13 @@ from typing import Any
 
 import edgesam_deploy as ed
 from benchmarks.interleaved import Machine
-from benchmarks.reference_export import PARTS, export_reference
+from benchmarks.reference_export import PARTS, Part, example_inputs, export_reference, reference_module
 from edgesam_deploy.errors import EdgeSamDeployError
 
 EVERY = 0.05  # seconds between looks at a process
 GOAL = 1.5  # of the reference's CPU seconds, and of its peak memory, at most
 REFERENCE, OURS = "reference export + onnxsim", "edgesam-deploy build"
+EXPORTER = "PyTorch's current exporter + onnxsim"
 
 
 class BuildFailed(EdgeSamDeployError):
@@ -75,18 +77,33 @@ def _peak_mb(pid: int) -> float:
     return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:")), 0.0)
 
 
-def export_and_simplify(image_size: int, folder: Path) -> None:
-    """What a user of the reference scripts runs."""
+def export_and_simplify(image_size: int, folder: Path, *, current: bool) -> None:
+    """What a user of the reference scripts runs; ``current``: by the exporter that traces with torch.export."""
     import onnx
     import onnxsim
 
     model = ed.load("edge_sam", config={"image_size": image_size})
     for part in PARTS:
-        path = export_reference(model, part, folder / f"{part}.onnx", check=image_size == 1024)
+        path = folder / f"{part}.onnx"
+        if current:
+            _export_currently(model, part, path)
+        else:
+            export_reference(model, part, path, check=image_size == 1024)
         simplified, sound = onnxsim.simplify(onnx.load(path))
         if not sound:
             raise BuildFailed(f"onnxsim changed what {part} computes")
         onnx.save(simplified, path)
+
+
+def _export_currently(model: ed.Sam, part: Part, path: Path) -> None:
+    import torch
+
+    inputs = example_inputs(model, part)
+    with torch.no_grad():
+        torch.onnx.export(
+            reference_module(model, part), tuple(inputs.values()), path, dynamo=True, opset_version=18, verbose=False,
+            input_names=list(inputs),
+        )  # fmt: skip
 
 
 def measure(image_size: int, rounds: int, folder: Path) -> tuple[dict[str, list[Cost]], dict[str, Any]]:
@@ -95,6 +112,7 @@ def measure(image_size: int, rounds: int, folder: Path) -> tuple[dict[str, list[
     here = [sys.executable, "-m"]
     sides = {
         REFERENCE: [*here, "benchmarks.build_cost", "--reference", str(folder), "--image-size", str(image_size)],
+        EXPORTER: [*here, "benchmarks.build_cost", "--current", str(folder), "--image-size", str(image_size)],
         OURS: [*here, "edgesam_deploy", "build", "edge_sam", "--config", str(folder / "size.json"), "--overwrite",
                "--target", "onnx", "--out", str(folder / "ours")],
     }  # fmt: skip
@@ -106,10 +124,10 @@ def measure(image_size: int, rounds: int, folder: Path) -> tuple[dict[str, list[
     return found, json.loads((folder / "ours" / "timings.json").read_text())
 
 
-def ratio(found: dict[str, list[Cost]], what: str) -> float:
-    """Median over the rounds of ours over the reference's."""
-    pairs = zip(found[OURS], found[REFERENCE], strict=True)
-    return statistics.median(getattr(ours, what) / getattr(theirs, what) for ours, theirs in pairs)
+def ratio(found: dict[str, list[Cost]], what: str, side: str = OURS) -> float:
+    """Median over the rounds of ours, or another side's, over the reference's."""
+    pairs = zip(found[side], found[REFERENCE], strict=True)
+    return statistics.median(getattr(one, what) / getattr(theirs, what) for one, theirs in pairs)
 
 
 def report(machine: Machine, image_size: int, found: dict[str, list[Cost]], stages: dict[str, Any]) -> str:
@@ -120,6 +138,13 @@ def report(machine: Machine, image_size: int, found: dict[str, list[Cost]], stag
         f"| {name} | {' | '.join(f'{statistics.median(getattr(c, what) for c in costs):.1f}' for what in ratios)} |"
         for name, costs in found.items()
     ]
+    exporter = ""
+    if EXPORTER in found:
+        alone = ratio(found, "cpu", EXPORTER)
+        exporter = (
+            "\nOf the reference's CPU time the current exporter alone, without a pass, proof or comparison, takes "
+            f"{alone:.2f}.\n"
+        )
     spent = [f"{stage['stage']} {stage['seconds']:.1f}" for stage in stages["stages"] if stage["seconds"] > 0.05]
     proofs = sum(step["proof_seconds"] for step in stages["steps"])
     return "\n".join([
@@ -133,7 +158,7 @@ def report(machine: Machine, image_size: int, found: dict[str, list[Cost]], stag
         "|---|---|---|---|",
         *rows,
         f"| ratio | {ratios['wall']:.2f} | {ratios['cpu']:.2f} | {ratios['peak_mb']:.2f} |",
-        f"\nSeconds of our last build by stage: {', '.join(spent)}; of the passes {proofs:.1f} are proofs.\n",
+        f"\nSeconds of our last build by stage: {', '.join(spent)}; of the passes {proofs:.1f} are proofs.\n{exporter}",
     ])  # fmt: skip
 
 
@@ -143,10 +168,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--image-size", type=int, default=1024, help="side of the model frame (default 1024)")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder for the results")
     parser.add_argument("--reference", type=Path, help="only export and simplify into this folder, once")
+    parser.add_argument("--current", type=Path, help="the same by PyTorch's current exporter")
     args = parser.parse_args(argv)
     try:
-        if args.reference is not None:
-            export_and_simplify(args.image_size, args.reference)
+        alone = args.reference or args.current
+        if alone is not None:
+            export_and_simplify(args.image_size, alone, current=args.current is not None)
             return 0
         with tempfile.TemporaryDirectory() as name:
             found, stages = measure(args.image_size, args.rounds, Path(name))

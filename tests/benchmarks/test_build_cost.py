@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import build_cost
-from benchmarks.build_cost import OURS, REFERENCE, BuildFailed, Cost, cost, ratio, report
+from benchmarks.build_cost import EXPORTER, OURS, REFERENCE, BuildFailed, Cost, cost, ratio, report
 from benchmarks.interleaved import Machine
 
 HUNGRY = "a = bytearray(150_000_000); a[::4096] = b'x' * len(a[::4096]); sum(range(20_000_000))"
@@ -35,6 +35,10 @@ def test_the_report(ours: float, verdict: str) -> None:
     text = report(Machine("a processor", 2, "2026-01-01", "Linux x86_64"), 1024, found, stages)
     assert f"at most 1.5 wanted: **{verdict}**" in text
     assert f"| {OURS} | 12.0 | {ours:.1f} | 1000.0 |" in text
+    assert "exporter" not in text
+    with_exporter = {**found, EXPORTER: [Cost(5, 220, 800)] * 3}
+    text = report(Machine("a processor", 2, "2026-01-01", "Linux x86_64"), 1024, with_exporter, stages)
+    assert "without a pass, proof or comparison, takes 2.20." in text
     assert "by stage: passes 20.0; of the passes 2.5 are proofs" in text
 
 
