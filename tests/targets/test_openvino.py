@@ -130,15 +130,15 @@ def test_8_bit_of_another_target(small, tmp_path):
     assert apart[1] == pytest.approx(apart[0], rel=0.2)
 
 
-def test_signals_are_handled_when_runners_are_gone(own):
+@pytest.mark.parametrize("opened", ["OpenvinoRunner(file)", 'OpenvinoPart(file, "", "openvino", 1)'])
+def test_signals_are_handled_when_runners_are_gone(own, opened):
     """In a process of its own: what went wrong ended it."""
-    script = """
+    script = f"""
 import os, signal, sys
 from pathlib import Path
 from edgesam_deploy.devices.runner import OpenvinoPart
 from edgesam_deploy.targets.openvino_runner import OpenvinoRunner
-files = [Path(name) for name in sys.argv[1:]]
-runners = [OpenvinoRunner(file) for file in files] + [OpenvinoPart(file, "", "openvino", 1) for file in files]
+runners = [{opened} for file in map(Path, sys.argv[1:])]
 while runners:
     del runners[0]  # the first made goes first
 signal.signal(signal.SIGINT, lambda *_: print("handled"))
