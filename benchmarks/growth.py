@@ -23,16 +23,12 @@ from benchmarks.interleaved import AGAIN, Candidate, Comparison, Machine, Row, c
 from benchmarks.latency_vs_reference import CALLS, OURS, POINTS, REFERENCE, SAME_MASKS, NotComparable, outputs_apart
 from benchmarks.prompts_vs_reference import OPTIONS, Encoded, grid_prompts
 from benchmarks.reference_export import PARTS, Part, example_inputs, export_reference
-from edgesam_deploy.capture import part_macs
 from edgesam_deploy.contract import IMAGE_ENCODER, MASK_DECODER
 from edgesam_deploy.parity import seeded_scene
-from edgesam_deploy.targets import make_target
 
-SIZES, MODELS, PROMPTS = (
-    (512, 640, 768, 896, 1024),
-    ("edge_sam", "edge_sam_m2", "edge_sam_m3"),
-    (1, 4, 16, 64, 256, 1024),
-)
+PROMPTS = (1, 4, 16, 64, 256, 1024)
+SIZES = (512, 640, 768, 896, 1024)
+MODELS = ("edge_sam", "edge_sam_m2", "edge_sam_m3")
 NAMES: dict[Part, str] = {"encoder": IMAGE_ENCODER, "decoder": MASK_DECODER}
 
 
@@ -68,7 +64,7 @@ def step(model: ed.Sam, name: str, folder: Path, *, rounds: int, threads: int) -
     bundle = ed.build(
         model, "onnx", out, points=POINTS, proof="off", overwrite=True, pictures={"scene": seeded_scene(3)}
     )
-    macs = part_macs(model.config, make_target("onnx", points=POINTS).interface(model.config))
+    macs = bundle.manifest["macs"]
     found: dict[Part, Comparison] = {}
     for part in PARTS:
         published = model.name == "edge_sam" and model.image_size == 1024

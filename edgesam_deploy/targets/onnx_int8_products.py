@@ -18,11 +18,11 @@ import onnx_ir as ir
 from edgesam_deploy.passes.onnx.eliminate_dead import eliminate_dead
 from edgesam_deploy.passes.onnx.graph import add_initializer, add_node, constant, is_standard
 from edgesam_deploy.passes.program import Program
+from edgesam_deploy.targets.onnx_int8 import LEAST
 
 ROWS = 1024  # of one prompt, at least: below, converting takes what the product saves
 ATTENTION = ("Softmax", "Exp")  # the second where a pass wrote it out
 FLOAT = ir.DataType.FLOAT
-LEAST = np.float32(1e-8)  # of a step: an output without weights has none of its own
 
 
 def quantise_products(program: Program) -> list[str]:
